@@ -1,0 +1,7 @@
+//! roadstead: a pull-through caching proxy registry for container images.
+//!
+//! The program is made of rooms with walls between them; `docs/architecture.md` describes them, and `tests/tidy.rs` holds the walls.
+
+pub mod clock;
+pub mod oci;
+pub mod span;

@@ -1,0 +1,23 @@
+//! The words of the trade, checked on entry.
+//!
+//! Every name, tag, digest, media type and range that enters the program becomes one of these types at the door, so that no other
+//! room ever handles a raw string from a client or an upstream. Nothing here does I/O or knows of any other room.
+
+mod descriptor;
+mod digest;
+mod error_code;
+mod manifest;
+mod media_type;
+mod name;
+mod range;
+
+pub use descriptor::{Descriptor, Platform};
+pub use digest::{Algorithm, Digest, DigestHasher, InvalidDigest};
+pub use error_code::ErrorCode;
+pub use manifest::{
+    InvalidManifest, MANIFEST_SIZE_LIMIT_DEFAULT, MANIFEST_SIZE_LIMIT_MIN, Manifest, ManifestKind,
+    Role,
+};
+pub use media_type::{InvalidMediaType, MediaType};
+pub use name::{InvalidName, Reference, RegistryName, RepositoryName, Tag, looks_like_host};
+pub use range::{ByteRange, RANGES_PER_REQUEST_MAX, RangeError, RangeSpec, parse_range};
