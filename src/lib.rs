@@ -2,6 +2,9 @@
 //!
 //! The program is made of rooms with walls between them; `docs/architecture.md` describes them, and `tests/tidy.rs` holds the walls.
 
+pub mod blobs;
 pub mod clock;
+pub mod content;
+pub mod metadata;
 pub mod oci;
 pub mod span;

@@ -1,0 +1,162 @@
+//! kill -9 at random moments.
+//!
+//! The test starts itself as a child that stores content in a loop and says aloud what was answered; the parent kills it, starts
+//! again on the same directory, and checks that all that was said is there.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Duration;
+
+use rand::RngExt;
+
+use super::fault_tests::assert_consistent;
+use super::tests::*;
+use crate::oci::Digest;
+
+/// How often the child is killed.
+const KILLS: usize = 20;
+/// Lines after which the child is killed at the latest.
+const LINES_MAX: usize = 12;
+/// The name by which the child's part is found in the test binary.
+const CHILD: &str = "content::crash_tests::child_that_stores_until_it_is_killed";
+/// Begins the child's lines, among those of the test harness.
+const MARK: &str = "stored ";
+
+/// Layer `number`; sizes from a few bytes to some hundred KiB.
+fn layer(number: u64) -> Vec<u8> {
+    let size = usize::try_from(number * 7919 % 300_000).unwrap();
+    let mut bytes = format!("layer {number} ").into_bytes();
+    bytes.resize(bytes.len() + size, u8::try_from(number % 251).unwrap());
+    bytes
+}
+
+fn manifest(number: u64) -> Vec<u8> {
+    format!("manifest {number}").into_bytes()
+}
+
+/// Not a test by itself: the parent runs it by name and writes the directory to its standard input.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "the child of kill_9_at_any_moment_is_harmless"]
+async fn child_that_stores_until_it_is_killed() {
+    let mut root = String::new();
+    std::io::stdin().read_line(&mut root).unwrap();
+    let Some((first, root)) = root.trim().split_once(' ') else {
+        return;
+    };
+    let store = Store::open(Path::new(root));
+    for number in first.parse::<u64>().unwrap().. {
+        let layer = layer(number);
+        let manifest = manifest(number);
+        let commit = commit_of(&manifest, &[&layer], "latest");
+        let (revision, blob) = futures_util::future::join(
+            store.store_revision(commit, manifest.into()),
+            download(&store, &layer),
+        )
+        .await;
+        revision.unwrap();
+        blob.unwrap();
+        println!("{MARK}{number}");
+    }
+}
+
+struct Killed {
+    child: Child,
+    lines: Receiver<u64>,
+}
+
+impl Killed {
+    fn start(root: &Path, first: u64) -> Self {
+        let program = std::env::current_exe().unwrap();
+        let mut child = Command::new(program)
+            .args(["--ignored", "--exact", CHILD, "--nocapture"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        writeln!(input, "{first} {}", root.display()).unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                // The harness may have left its own words on the line.
+                let number = line.split(MARK).nth(1).and_then(|rest| rest.parse().ok());
+                if let Some(number) = number
+                    && sender.send(number).is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Self { child, lines }
+    }
+
+    fn end(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Kills after a random number of lines and a random part of the next; returns the last number that was said.
+    fn kill(mut self) -> Option<u64> {
+        let mut random = rand::rng();
+        let lines = random.random_range(0..LINES_MAX);
+        let mut last = None;
+        for _ in 0..lines {
+            last =
+                Some(self.lines.recv_timeout(Duration::from_secs(60)).expect("the child stores"));
+        }
+        let pause = Duration::from_micros(random.random_range(0..20_000));
+        if let Ok(number) = self.lines.recv_timeout(pause) {
+            last = Some(number);
+        }
+        self.end();
+        // What it said before it died counts.
+        self.lines.iter().last().or(last)
+    }
+}
+
+impl Drop for Killed {
+    /// No child outlives a test that fails.
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            return;
+        }
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[tokio::test]
+async fn kill_9_at_any_moment_is_harmless() {
+    let root = tempfile::tempdir().unwrap();
+    let mut next = 0;
+    let mut stored = 0;
+    for _kill in 0..KILLS {
+        let last = Killed::start(root.path(), next).kill();
+        let store = Store::open(root.path());
+        assert_consistent(root.path(), &store).await;
+        let here = repository("a");
+        for number in next..last.map_or(next, |last| last + 1) {
+            let found = read_blob(&store, &layer(number)).await;
+            assert!(found.unwrap() == layer(number), "layer {number}");
+            let digest = Digest::sha256_of(&manifest(number));
+            let found = store.manifest(&here, &digest).await.unwrap().unwrap();
+            assert_eq!(found.bytes, manifest(number));
+            stored += 1;
+        }
+        // The tag is where the last answer left it, or one further.
+        let tag = store.metadata().tag(&here, &"latest".parse().unwrap()).await.unwrap();
+        if let Some(last) = last {
+            let digest = tag.unwrap().digest.unwrap();
+            let allowed = [last, last + 1].map(|number| Digest::sha256_of(&manifest(number)));
+            assert!(allowed.contains(&digest));
+            next = last + 1;
+        }
+        store.finish().await;
+    }
+    assert!(stored > KILLS, "only {stored} were stored");
+}

@@ -1,0 +1,243 @@
+//! Is there room? The cache never fills a disk: it stops at `min_free`.
+//!
+//! The answer is cheap enough for every request: the file system is asked at most once per second, and what has been promised
+//! since is counted. Room that is reserved on the disk (`fallocate`) shows up in the file system's own figure at the next look;
+//! room that could not be reserved is counted for as long as its stage lives, which is more than it takes and never less.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::blobs::{Blobs, Volume};
+
+/// Share of the file system that is left free by default.
+pub const MIN_FREE_PERCENT: u8 = 10;
+/// The default leaves no more than this free, however large the file system is.
+pub const MIN_FREE_BYTES_MAX: u64 = 20 * 1024 * 1024 * 1024;
+/// Room that content of unknown size is assumed to take.
+const UNKNOWN_SIZE: u64 = 1024 * 1024;
+/// How long the file system's figure is believed.
+const SAMPLE_FOR: Duration = Duration::from_secs(1);
+/// After a write that found no room nothing is admitted for this long, because a quota does not show in the figures.
+const FULL_FOR: Duration = Duration::from_secs(5);
+
+/// How much of the file system is left free.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MinFree {
+    /// [`MIN_FREE_PERCENT`] of the file system, at most [`MIN_FREE_BYTES_MAX`].
+    #[default]
+    Default,
+    Bytes(u64),
+    /// Of the file system; above 100 is 100.
+    Percent(u8),
+}
+
+impl MinFree {
+    fn bytes(self, total: u64) -> u64 {
+        let percent = |share: u8| total / 100 * u64::from(share.min(100));
+        match self {
+            Self::Default => percent(MIN_FREE_PERCENT).min(MIN_FREE_BYTES_MAX),
+            Self::Bytes(bytes) => bytes,
+            Self::Percent(share) => percent(share),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Space {
+    blobs: Arc<Blobs>,
+    min_free: MinFree,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    sample: Option<(Instant, Volume)>,
+    /// Promised since the sample and reserved on the disk.
+    since_sample: u64,
+    /// Promised and not reserved on the disk.
+    unreserved: u64,
+    full_until: Option<Instant>,
+}
+
+/// Room that is promised to one stage.
+#[derive(Debug)]
+pub(super) struct Promise {
+    space: Arc<Space>,
+    bytes: u64,
+    reserved: bool,
+}
+
+impl Space {
+    pub(super) fn new(blobs: Arc<Blobs>, min_free: MinFree) -> Self {
+        Self { blobs, min_free, state: Mutex::default() }
+    }
+
+    /// Is there room for `size` bytes? A file system that does not answer has none.
+    pub(super) fn admits(&self, size: Option<u64>) -> bool {
+        let mut state = self.state();
+        self.has_room(&mut state, size.unwrap_or(UNKNOWN_SIZE))
+    }
+
+    /// The same, and the room is promised to the caller.
+    pub(super) fn promise(self: &Arc<Self>, size: Option<u64>) -> Option<Promise> {
+        let bytes = size.unwrap_or(UNKNOWN_SIZE);
+        let mut state = self.state();
+        if !self.has_room(&mut state, bytes) {
+            return None;
+        }
+        state.unreserved = state.unreserved.saturating_add(bytes);
+        drop(state);
+        Some(Promise { space: Arc::clone(self), bytes, reserved: false })
+    }
+
+    /// A write failed: if for want of room, believe it for a while.
+    pub(super) fn note_failure(&self, error: &io::Error) {
+        if crate::blobs::is_no_space(error) {
+            let mut state = self.state();
+            state.full_until = Some(Instant::now() + FULL_FOR);
+            state.sample = None;
+        }
+    }
+
+    /// Bytes that are free and bytes that are left to others.
+    pub(super) fn figures(&self) -> (u64, u64) {
+        let mut state = self.state();
+        match self.sample(&mut state) {
+            Some(volume) => (volume.free, self.min_free.bytes(volume.total)),
+            None => (0, 0),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_room(&self, state: &mut State, bytes: u64) -> bool {
+        if state.full_until.is_some_and(|until| Instant::now() < until) {
+            return false;
+        }
+        let Some(volume) = self.sample(state) else {
+            return false;
+        };
+        let promised = state.since_sample.saturating_add(state.unreserved);
+        let free = volume.free.saturating_sub(promised);
+        free >= self.min_free.bytes(volume.total).saturating_add(bytes)
+    }
+
+    fn sample(&self, state: &mut State) -> Option<Volume> {
+        let now = Instant::now();
+        if let Some((taken, volume)) = state.sample
+            && now.duration_since(taken) < SAMPLE_FOR
+        {
+            return Some(volume);
+        }
+        let volume = self.blobs.volume().ok()?;
+        state.sample = Some((now, volume));
+        state.since_sample = 0;
+        Some(volume)
+    }
+}
+
+impl Promise {
+    /// The room is reserved on the disk now.
+    pub(super) fn reserved(&mut self) {
+        let mut state = self.space.state();
+        state.unreserved = state.unreserved.saturating_sub(self.bytes);
+        state.since_sample = state.since_sample.saturating_add(self.bytes);
+        drop(state);
+        self.reserved = true;
+    }
+
+    pub(super) fn space(&self) -> &Space {
+        &self.space
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        if !self.reserved {
+            let mut state = self.space.state();
+            state.unreserved = state.unreserved.saturating_sub(self.bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blobs::testing::{Fault, FaultyDisk, Operation, Plan};
+    use crate::blobs::{DirectoryLock, RealDisk};
+
+    const MIB: u64 = 1024 * 1024;
+
+    fn space(
+        min_free: MinFree,
+        free: u64,
+    ) -> (Arc<Space>, Arc<FaultyDisk>, DirectoryLock, tempfile::TempDir) {
+        let root = tempfile::tempdir().unwrap();
+        let disk = FaultyDisk::new(Arc::new(RealDisk));
+        let (blobs, lock) = Blobs::open(Arc::clone(&disk) as _, root.path()).unwrap();
+        disk.set_volume(Some(Volume { total: 100 * MIB, free }));
+        let space = Arc::new(Space::new(Arc::new(blobs), min_free));
+        (space, disk, lock, root)
+    }
+
+    #[test]
+    fn the_default_reserve_is_a_tenth_and_no_more_than_20_gib() {
+        let gib = 1024 * MIB;
+        assert_eq!(MinFree::Default.bytes(100 * gib), 10 * gib);
+        assert_eq!(MinFree::Default.bytes(4096 * gib), 20 * gib);
+        assert_eq!(MinFree::Percent(50).bytes(100 * gib), 50 * gib);
+        assert_eq!(MinFree::Percent(250).bytes(100 * gib), 100 * gib);
+        assert_eq!(MinFree::Bytes(7).bytes(100 * gib), 7);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn room_ends_where_the_reserve_begins() {
+        let (space, ..) = space(MinFree::Default, 12 * MIB);
+        assert!(space.admits(Some(2 * MIB)));
+        assert!(!space.admits(Some(2 * MIB + 1)));
+        assert!(space.admits(None));
+        assert_eq!(space.figures(), (12 * MIB, 10 * MIB));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn promises_count_until_the_disk_shows_them_or_they_end() {
+        let (space, disk, ..) = space(MinFree::Default, 14 * MIB);
+        let unreserved = space.promise(Some(2 * MIB)).unwrap();
+        let mut reserved = space.promise(Some(2 * MIB)).unwrap();
+        reserved.reserved();
+        assert!(!space.admits(Some(1)));
+        // The next sample shows what was reserved; the other promise still counts.
+        disk.set_volume(Some(Volume { total: 100 * MIB, free: 12 * MIB }));
+        tokio::time::advance(SAMPLE_FOR).await;
+        assert!(!space.admits(Some(1)));
+        drop(unreserved);
+        assert!(space.admits(Some(2 * MIB)));
+        drop(reserved);
+        assert!(!space.admits(Some(2 * MIB + 1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_said_full_is_believed_for_a_while() {
+        let (space, ..) = space(MinFree::Default, 90 * MIB);
+        space.note_failure(&io::Error::other("something else"));
+        assert!(space.admits(None));
+        space.note_failure(&io::ErrorKind::QuotaExceeded.into());
+        assert!(!space.admits(None));
+        tokio::time::advance(FULL_FOR).await;
+        assert!(space.admits(None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_does_not_answer_has_no_room() {
+        let (space, disk, ..) = space(MinFree::Bytes(0), 90 * MIB);
+        disk.fail(Plan { at: 1, lasting: true, fault: Fault::Io, only: Some(Operation::Volume) });
+        assert!(!space.admits(Some(1)));
+        disk.heal();
+        assert!(space.admits(Some(1)));
+    }
+}

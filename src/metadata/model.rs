@@ -1,0 +1,131 @@
+//! The records, in the words of the other rooms.
+
+use std::fmt;
+
+use crate::clock::Timestamp;
+use crate::oci::{Descriptor, Digest, MediaType, RegistryName, RepositoryName, Role, Tag};
+
+/// A repository of one upstream: the key of everything that is permission, tag or revision.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct RepositoryKey {
+    pub upstream: RegistryName,
+    /// The name as the upstream knows it (with `library/`).
+    pub name: RepositoryName,
+}
+
+/// Tells credentials of ours apart without holding them.
+pub type CredentialFingerprint = [u8; 16];
+
+/// When, and with which credential of ours, an upstream showed content under a repository.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Proof {
+    pub proved: Timestamp,
+    /// `None` is anonymous.
+    pub credential: Option<CredentialFingerprint>,
+}
+
+impl fmt::Debug for Proof {
+    /// A fingerprint belongs in no log: it could be compared with guesses.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proof")
+            .field("proved", &self.proved)
+            .field("anonymous", &self.credential.is_none())
+            .finish()
+    }
+}
+
+/// What a tag points at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TagRecord {
+    /// `None`: absent upstream from `moved` on.
+    pub digest: Option<Digest>,
+    pub moved: Timestamp,
+    /// When upstream last said so; never before `moved`.
+    pub confirmed: Timestamp,
+    /// The host that said so when the tag moved.
+    pub source: String,
+}
+
+/// A manifest of a repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RevisionRecord {
+    pub digest: Digest,
+    /// As first seen in this repository.
+    pub media_type: MediaType,
+    pub size: u64,
+    /// The bytes are here.
+    pub present: bool,
+    pub proof: Proof,
+}
+
+/// What is known of a digest as content of a repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlobRecord {
+    /// The verified length if the content was ever here, else what a manifest of this repository says.
+    pub size: Option<u64>,
+    /// The bytes are here, by whichever repository they came.
+    pub present: bool,
+    /// `None`: not known to be content of this repository.
+    pub proof: Option<Proof>,
+    /// It is a manifest of this repository, which the blob endpoint does not serve.
+    pub revision: bool,
+}
+
+/// What is known of a digest apart from any repository.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectRecord {
+    /// The verified length; `None` if the content was never here.
+    pub size: Option<u64>,
+    pub present: bool,
+}
+
+/// A span of time in which a tag pointed at one digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TimelineEntry {
+    /// `None`: absent upstream.
+    pub digest: Option<Digest>,
+    pub since: Timestamp,
+    /// `None`: until now.
+    pub until: Option<Timestamp>,
+    pub source: String,
+}
+
+/// A verified manifest and everything that is learned with it.
+#[derive(Clone, Debug)]
+pub struct RevisionCommit {
+    pub repository: RepositoryKey,
+    pub digest: Digest,
+    pub media_type: MediaType,
+    pub size: u64,
+    /// What it points at, in document order. Foreign ones and children of an index become references but no members.
+    pub children: Vec<(Role, Descriptor)>,
+    pub subject: Option<Digest>,
+    pub artifact_type: Option<String>,
+    pub proof: Proof,
+    pub at: Timestamp,
+    /// The tag by which it was fetched, if it was.
+    pub tag: Option<TagMove>,
+}
+
+/// A tag that points at the revision that it comes with.
+#[derive(Clone, Debug)]
+pub struct TagMove {
+    pub tag: Tag,
+    /// The host that said so.
+    pub source: String,
+}
+
+/// How the file looked when it was stored, for a later check whether somebody touched it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileMark {
+    /// Time of the last change of content, nanoseconds since the Unix epoch.
+    pub modified_nanos: i64,
+    pub inode: u64,
+}
+
+/// What is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub objects: u64,
+    pub bytes: u64,
+}

@@ -1,0 +1,288 @@
+//! Reads: one function per question, one statement each.
+
+use std::str::FromStr;
+
+use rusqlite::types::Type;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::hot::Member;
+use super::model::{ObjectRecord, Proof, RepositoryKey, TagRecord, TimelineEntry, Usage};
+use crate::clock::Timestamp;
+use crate::oci::{Digest, Tag};
+
+type Result<T> = rusqlite::Result<T>;
+
+/// `objects.state` of content that is here.
+pub(super) const STATE_PRESENT: i64 = 1;
+
+/// What one statement tells of a digest in a repository.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Lookup {
+    pub(super) object: Option<ObjectRecord>,
+    pub(super) member: Option<Member>,
+}
+
+pub(super) fn tag(
+    connection: &Connection,
+    repository: &RepositoryKey,
+    tag: &Tag,
+) -> Result<Option<TagRecord>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT o.digest, t.moved, t.confirmed, t.source FROM tags t \
+         JOIN repositories p ON p.id = t.repository LEFT JOIN objects o ON o.id = t.object \
+         WHERE p.upstream = ?1 AND p.name = ?2 AND t.name = ?3",
+    )?;
+    let parameters = params![repository.upstream.as_str(), repository.name.as_str(), tag.as_str()];
+    statement
+        .query_row(parameters, |row| {
+            Ok(TagRecord {
+                digest: optional_digest(row, 0)?,
+                moved: timestamp(row, 1)?,
+                confirmed: timestamp(row, 2)?,
+                source: row.get(3)?,
+            })
+        })
+        .optional()
+}
+
+pub(super) fn lookup(
+    connection: &Connection,
+    repository: &RepositoryKey,
+    digest: &Digest,
+) -> Result<Lookup> {
+    let mut statement = connection.prepare_cached(
+        "SELECT o.size, o.state, m.proved, m.credential, m.size, r.media_type FROM objects o \
+         LEFT JOIN repositories p ON p.upstream = ?2 AND p.name = ?3 \
+         LEFT JOIN membership m ON m.object = o.id AND m.repository = p.id \
+         LEFT JOIN revisions r ON r.repository = p.id AND r.object = o.id \
+         WHERE o.digest = ?1",
+    )?;
+    let parameters =
+        params![digest.to_key(), repository.upstream.as_str(), repository.name.as_str()];
+    let found = statement
+        .query_row(parameters, |row| {
+            let proved: Option<i64> = row.get(2)?;
+            let member = match proved {
+                None => None,
+                Some(proved) => Some(Member {
+                    proof: Proof {
+                        proved: Timestamp::from_millis(proved),
+                        credential: row.get(3)?,
+                    },
+                    size: optional_size(row, 4)?,
+                    revision: match row.get_ref(5)?.as_str_or_null()? {
+                        Some(text) => Some(parsed(5, text)?),
+                        None => None,
+                    },
+                }),
+            };
+            Ok(Lookup { object: Some(object_record(row)?), member })
+        })
+        .optional()?;
+    Ok(found.unwrap_or_default())
+}
+
+pub(super) fn object(connection: &Connection, digest: &Digest) -> Result<Option<ObjectRecord>> {
+    connection
+        .prepare_cached("SELECT size, state FROM objects WHERE digest = ?1")?
+        .query_row([digest.to_key()], object_record)
+        .optional()
+}
+
+/// Of a row that begins with size and state.
+fn object_record(row: &Row<'_>) -> Result<ObjectRecord> {
+    Ok(ObjectRecord {
+        size: optional_size(row, 0)?,
+        present: row.get::<_, i64>(1)? == STATE_PRESENT,
+    })
+}
+
+pub(super) fn tags(
+    connection: &Connection,
+    repository: &RepositoryKey,
+    after: &str,
+    limit: u32,
+) -> Result<Vec<Tag>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT t.name FROM tags t JOIN repositories p ON p.id = t.repository \
+         WHERE p.upstream = ?1 AND p.name = ?2 AND t.name > ?3 AND t.object IS NOT NULL \
+         ORDER BY t.name LIMIT ?4",
+    )?;
+    let parameters = params![repository.upstream.as_str(), repository.name.as_str(), after, limit];
+    statement.query_map(parameters, |row| text(row, 0))?.collect()
+}
+
+pub(super) fn repositories(
+    connection: &Connection,
+    after: Option<&RepositoryKey>,
+    limit: u32,
+    public_only: bool,
+) -> Result<Vec<RepositoryKey>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT p.upstream, p.name FROM repositories p \
+         WHERE (p.upstream, p.name) > (?1, ?2) AND (NOT ?3 OR p.public = 1) \
+         AND EXISTS (SELECT 1 FROM revisions r WHERE r.repository = p.id) \
+         ORDER BY p.upstream, p.name LIMIT ?4",
+    )?;
+    let (upstream, name) = after.map_or(("", ""), |key| (key.upstream.as_str(), key.name.as_str()));
+    statement
+        .query_map(params![upstream, name, public_only, limit], |row| {
+            Ok(RepositoryKey { upstream: text(row, 0)?, name: text(row, 1)? })
+        })?
+        .collect()
+}
+
+pub(super) fn timeline(
+    connection: &Connection,
+    repository: &RepositoryKey,
+    tag: &Tag,
+    limit: u32,
+) -> Result<Vec<TimelineEntry>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT o.digest, l.since, l.until, l.source FROM timeline l \
+         JOIN repositories p ON p.id = l.repository LEFT JOIN objects o ON o.id = l.object \
+         WHERE p.upstream = ?1 AND p.name = ?2 AND l.tag = ?3 ORDER BY l.id DESC LIMIT ?4",
+    )?;
+    let parameters =
+        params![repository.upstream.as_str(), repository.name.as_str(), tag.as_str(), limit];
+    statement
+        .query_map(parameters, |row| {
+            Ok(TimelineEntry {
+                digest: optional_digest(row, 0)?,
+                since: timestamp(row, 1)?,
+                until: row.get::<_, Option<i64>>(2)?.map(Timestamp::from_millis),
+                source: row.get(3)?,
+            })
+        })?
+        .collect()
+}
+
+pub(super) fn was_tagged(
+    connection: &Connection,
+    repository: &RepositoryKey,
+    tag: &Tag,
+    digest: &Digest,
+) -> Result<bool> {
+    let mut statement = connection.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM timeline l JOIN repositories p ON p.id = l.repository \
+         JOIN objects o ON o.id = l.object \
+         WHERE p.upstream = ?1 AND p.name = ?2 AND l.tag = ?3 AND o.digest = ?4)",
+    )?;
+    let parameters = params![
+        repository.upstream.as_str(),
+        repository.name.as_str(),
+        tag.as_str(),
+        digest.to_key()
+    ];
+    statement.query_row(parameters, |row| row.get(0))
+}
+
+/// Children of a revision that are not here; those that upstream itself need not have are not missed.
+pub(super) fn missing_children(
+    connection: &Connection,
+    repository: &RepositoryKey,
+    digest: &Digest,
+) -> Result<u64> {
+    let mut statement = connection.prepare_cached(
+        "SELECT count(DISTINCT e.child) FROM objects o \
+         JOIN repositories p ON p.upstream = ?2 AND p.name = ?3 \
+         JOIN revisions r ON r.repository = p.id AND r.object = o.id \
+         JOIN edges e ON e.parent = o.id AND e.is_foreign = 0 \
+         JOIN objects c ON c.id = e.child \
+         WHERE o.digest = ?1 AND c.state <> 1",
+    )?;
+    let parameters =
+        params![digest.to_key(), repository.upstream.as_str(), repository.name.as_str()];
+    statement.query_row(parameters, |row| unsigned(row, 0))
+}
+
+pub(super) fn referrers(
+    connection: &Connection,
+    repository: &RepositoryKey,
+    subject: &Digest,
+) -> Result<Option<(Digest, Timestamp)>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT o.digest, f.learned FROM referrers f JOIN repositories p ON p.id = f.repository \
+         JOIN objects o ON o.id = f.object \
+         WHERE p.upstream = ?1 AND p.name = ?2 AND f.subject = ?3",
+    )?;
+    let parameters =
+        params![repository.upstream.as_str(), repository.name.as_str(), subject.to_key()];
+    statement.query_row(parameters, |row| Ok((digest(row, 0)?, timestamp(row, 1)?))).optional()
+}
+
+pub(super) fn visibility(
+    connection: &Connection,
+    repository: &RepositoryKey,
+) -> Result<Option<(bool, Timestamp)>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT public, public_checked FROM repositories \
+         WHERE upstream = ?1 AND name = ?2 AND public IS NOT NULL AND public_checked IS NOT NULL",
+    )?;
+    let parameters = params![repository.upstream.as_str(), repository.name.as_str()];
+    statement.query_row(parameters, |row| Ok((row.get(0)?, timestamp(row, 1)?))).optional()
+}
+
+pub(super) fn usage(connection: &Connection) -> Result<Usage> {
+    connection
+        .prepare_cached("SELECT objects, bytes FROM usage WHERE id = 1")?
+        .query_row([], |row| Ok(Usage { objects: unsigned(row, 0)?, bytes: unsigned(row, 1)? }))
+}
+
+/// Digests and sizes of all content that is here, in the order of their keys.
+#[cfg(test)]
+pub(super) fn present(connection: &Connection) -> Result<Vec<(Digest, u64)>> {
+    connection
+        .prepare("SELECT digest, size FROM objects WHERE state = 1 ORDER BY digest")?
+        .query_map([], |row| Ok((digest(row, 0)?, unsigned(row, 1)?)))?
+        .collect()
+}
+
+fn timestamp(row: &Row<'_>, index: usize) -> Result<Timestamp> {
+    row.get(index).map(Timestamp::from_millis)
+}
+
+fn unsigned(row: &Row<'_>, index: usize) -> Result<u64> {
+    let value: i64 = row.get(index)?;
+    u64::try_from(value).map_err(|_negative| rusqlite::Error::IntegralValueOutOfRange(index, value))
+}
+
+fn optional_size(row: &Row<'_>, index: usize) -> Result<Option<u64>> {
+    let value: Option<i64> = row.get(index)?;
+    value
+        .map(|value| {
+            u64::try_from(value)
+                .map_err(|_negative| rusqlite::Error::IntegralValueOutOfRange(index, value))
+        })
+        .transpose()
+}
+
+fn text<T: FromStr>(row: &Row<'_>, index: usize) -> Result<T>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    let text = row.get_ref(index)?.as_str()?;
+    parsed(index, text)
+}
+
+fn parsed<T: FromStr>(index: usize, text: &str) -> Result<T>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    text.parse().map_err(|error: T::Err| {
+        rusqlite::Error::FromSqlConversionFailure(index, Type::Text, Box::new(error))
+    })
+}
+
+fn digest(row: &Row<'_>, index: usize) -> Result<Digest> {
+    Digest::from_key(row.get_ref(index)?.as_blob()?).map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(index, Type::Blob, Box::new(error))
+    })
+}
+
+fn optional_digest(row: &Row<'_>, index: usize) -> Result<Option<Digest>> {
+    match row.get_ref(index)?.as_blob_or_null()? {
+        Some(_) => digest(row, index).map(Some),
+        None => Ok(None),
+    }
+}

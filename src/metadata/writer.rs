@@ -1,0 +1,378 @@
+//! The one thread that writes.
+//!
+//! It takes what is in its queue, up to a limit, and commits it as one transaction, each operation in a savepoint of its own, so that
+//! one that fails fails alone. While a commit waits for the disk the next group gathers in the queue. If the transaction as a whole
+//! fails, its operations are tried once more one by one. Before COMMIT the hot records are taken out, after it the new ones go in, and
+//! then the answers go out.
+//! Whatever fails, the thread lives on.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+
+use super::error::Error;
+use super::hot::{Key, Record};
+use super::operation::{self, Failure, Operation};
+use super::pending::Batch;
+use super::query;
+use super::queue::{Received, Receiver};
+use super::shared::Shared;
+
+/// Operations in one transaction.
+const GROUP_MAX: usize = 256;
+/// How long small facts wait to be written together.
+const FLUSH_AFTER: Duration = Duration::from_secs(2);
+/// Small facts in one transaction.
+const FLUSH_SLICE: usize = 1000;
+/// When a group is tried one by one, as many failures in a row end the trying: the disk is broken, not the operation.
+const SINGLE_FAILURES_MAX: u32 = 3;
+
+pub(super) type Answer = oneshot::Sender<Result<(), Error>>;
+
+pub(super) enum Message {
+    Run(Operation, Answer),
+    /// There is something in the pending entries.
+    Pending,
+    /// Write the pending entries now.
+    Flush(Option<Answer>),
+    /// Write what is left and end.
+    Close(Answer),
+    #[cfg(test)]
+    Inspect(Box<dyn FnOnce(&Connection) + Send>),
+}
+
+/// Starts the writer.
+pub(super) fn spawn(
+    connection: Connection,
+    queue: Receiver<Message>,
+    shared: Arc<Shared>,
+) -> std::io::Result<JoinHandle<()>> {
+    let writer = Writer { connection, shared, durable: None, failing: false };
+    thread::Builder::new().name("metadata-write".to_owned()).spawn(move || writer.run(&queue))
+}
+
+struct Writer {
+    connection: Connection,
+    shared: Arc<Shared>,
+    /// What `synchronous` was last set to: FULL or not.
+    durable: Option<bool>,
+    /// The last write failed; said once in the log, and once when it is over.
+    failing: bool,
+}
+
+/// What a turn of the loop has to do.
+#[derive(Default)]
+struct Turn {
+    group: Vec<(Operation, Answer)>,
+    flush: bool,
+    flush_answers: Vec<Answer>,
+    close: Option<Answer>,
+}
+
+impl Writer {
+    fn run(mut self, queue: &Receiver<Message>) {
+        let mut flush_at: Option<Instant> = None;
+        loop {
+            let limit = flush_at.map(|at| at.saturating_duration_since(Instant::now()));
+            let mut turn = Turn::default();
+            match queue.receive(limit) {
+                Received::Message(message) => self.gather(&mut turn, message, queue),
+                Received::TimedOut => turn.flush = true,
+                Received::Closed => return self.end(None),
+            }
+            if !turn.group.is_empty() {
+                self.commit_group(turn.group);
+            }
+            if turn.flush || flush_at.is_some_and(|at| at <= Instant::now()) {
+                let result = self.flush();
+                for answer in turn.flush_answers {
+                    reply(answer, result.clone());
+                }
+                flush_at = None;
+            }
+            if let Some(answer) = turn.close {
+                return self.end(Some(answer));
+            }
+            if flush_at.is_none() && !self.shared.pending.is_empty() {
+                flush_at = Some(Instant::now() + FLUSH_AFTER);
+            }
+        }
+    }
+
+    /// Takes what is already in the queue, up to a group.
+    fn gather(&self, turn: &mut Turn, first: Message, queue: &Receiver<Message>) {
+        let mut next = Some(first);
+        while let Some(message) = next {
+            match message {
+                Message::Run(operation, answer) => turn.group.push((operation, answer)),
+                Message::Pending => {}
+                Message::Flush(answer) => {
+                    turn.flush = true;
+                    turn.flush_answers.extend(answer);
+                }
+                Message::Close(answer) => {
+                    turn.close = Some(answer);
+                    return;
+                }
+                #[cfg(test)]
+                Message::Inspect(look) => look(&self.connection),
+            }
+            next = (turn.group.len() < GROUP_MAX).then(|| queue.take()).flatten();
+        }
+    }
+
+    /// Writes what is left, moves the log into the database and closes it.
+    fn end(mut self, answer: Option<Answer>) {
+        let result = self.flush();
+        if let Err(error) = self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
+            tracing::warn!(%error, "the metadata store was closed with its log still full");
+        }
+        drop(self.connection);
+        if let Some(answer) = answer {
+            reply(answer, result);
+        }
+    }
+
+    fn commit_group(&mut self, group: Vec<(Operation, Answer)>) {
+        let (operations, answers): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+        let written = self.transaction(&operations);
+        self.note(written.as_ref().err());
+        let results = match written {
+            Ok(results) => results,
+            // Whoever holds the database holds it for all of them.
+            Err(Error::Busy) => vec![Err(Error::Busy); operations.len()],
+            Err(error) if operations.len() == 1 => vec![Err(error)],
+            Err(_) => self.one_by_one(&operations),
+        };
+        for (answer, result) in answers.into_iter().zip(results) {
+            reply(answer, result);
+        }
+    }
+
+    fn one_by_one(&mut self, operations: &[Operation]) -> Vec<Result<(), Error>> {
+        let mut failures = 0;
+        let mut results = Vec::with_capacity(operations.len());
+        for operation in operations {
+            let last: Option<&Result<(), Error>> = results.last();
+            let result = match last {
+                Some(Err(error)) if failures >= SINGLE_FAILURES_MAX => Err(error.clone()),
+                _ => {
+                    let written = self.transaction(std::slice::from_ref(operation));
+                    self.note(written.as_ref().err());
+                    written.and_then(|mut results| results.pop().unwrap_or(Ok(())))
+                }
+            };
+            failures = if result.is_err() { failures + 1 } else { 0 };
+            results.push(result);
+        }
+        results
+    }
+
+    /// One transaction over all of `operations`. An error is one of the whole: nothing was committed.
+    fn transaction(&mut self, operations: &[Operation]) -> Result<Vec<Result<(), Error>>, Error> {
+        self.set_durable(operations.iter().any(Operation::moves_tag))?;
+        self.begin()?;
+        let written = self.apply_all(operations);
+        let keys: Vec<Key> = written
+            .iter()
+            .flat_map(|(_, records)| records.iter().map(|(key, _)| key.clone()))
+            .collect();
+        for key in &keys {
+            self.shared.hot.hold(key);
+        }
+        match self.finish(written) {
+            Ok((results, records)) => {
+                self.install(records);
+                Ok(results)
+            }
+            Err(error) => {
+                // What was hot is as true as before, but it is simpler to read it again.
+                for key in keys {
+                    self.shared.settle(key, None);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn set_durable(&mut self, durable: bool) -> Result<(), Error> {
+        if self.durable != Some(durable) {
+            let level = if durable { "FULL" } else { "NORMAL" };
+            self.connection.pragma_update(None, "synchronous", level)?;
+            self.durable = Some(durable);
+        }
+        Ok(())
+    }
+
+    fn begin(&self) -> rusqlite::Result<()> {
+        self.shared.faults.check()?;
+        self.step("BEGIN IMMEDIATE")
+    }
+
+    fn step(&self, sql: &str) -> rusqlite::Result<()> {
+        self.connection.prepare_cached(sql)?.execute([]).map(drop)
+    }
+
+    /// Commits, or takes everything back.
+    fn finish<T>(&self, written: Result<T, Error>) -> Result<T, Error> {
+        let committed = written.and_then(|value| {
+            self.shared.faults.check()?;
+            self.step("COMMIT")?;
+            Ok(value)
+        });
+        // SQLite may have rolled back by itself, and then there is nothing to take back.
+        if committed.is_err()
+            && !self.connection.is_autocommit()
+            && let Err(error) = self.step("ROLLBACK")
+        {
+            tracing::warn!(%error, "a failed transaction could not be taken back");
+        }
+        committed
+    }
+
+    #[expect(clippy::type_complexity, reason = "results of the operations, and records to install")]
+    fn apply_all(
+        &self,
+        operations: &[Operation],
+    ) -> Result<(Vec<Result<(), Error>>, Vec<(Key, Option<Record>)>), Error> {
+        let mut changed = HashSet::new();
+        let mut results = Vec::with_capacity(operations.len());
+        let mut records = Vec::new();
+        for operation in operations {
+            let result = self.apply(operation)?;
+            results.push(result.map(|keys| {
+                for (position, key) in keys.into_iter().enumerate() {
+                    if changed.insert(key.clone()) {
+                        records.push((key.clone(), operation::worth_reading(position, &key)));
+                    }
+                }
+            }));
+        }
+        let records = records
+            .into_iter()
+            .map(|(key, worth)| {
+                // What cannot be read is forgotten; a reader will say what is wrong with it.
+                let record = if worth { self.read_back(&key).ok().flatten() } else { None };
+                (key, record)
+            })
+            .collect();
+        Ok((results, records))
+    }
+
+    /// One operation in its savepoint. The outer error means that the transaction is lost.
+    fn apply(&self, operation: &Operation) -> rusqlite::Result<Result<Vec<Key>, Error>> {
+        self.step("SAVEPOINT operation")?;
+        let applied = self
+            .shared
+            .faults
+            .check()
+            .map_err(Failure::from)
+            .and_then(|()| operation.apply(&self.connection));
+        match applied {
+            Ok(keys) => {
+                self.step("RELEASE operation")?;
+                Ok(Ok(keys))
+            }
+            Err(Failure::Sql(error)) if self.connection.is_autocommit() => Err(error),
+            Err(failure) => {
+                self.step("ROLLBACK TO operation")?;
+                self.step("RELEASE operation")?;
+                let refused = matches!(failure, Failure::Rejected(_));
+                let error = Error::from(failure);
+                if !refused {
+                    self.shared.metrics.count_failure(&error);
+                }
+                Ok(Err(error))
+            }
+        }
+    }
+
+    fn read_back(&self, key: &Key) -> rusqlite::Result<Option<Record>> {
+        let rows = &self.connection;
+        Ok(match key {
+            Key::Tag(repository, tag) => query::tag(rows, repository, tag)?.map(Record::Tag),
+            Key::Object(digest) => query::object(rows, digest)?.map(Record::Object),
+            Key::Member(repository, digest) => {
+                query::lookup(rows, repository, digest)?.member.map(Record::Member)
+            }
+            Key::Visibility(repository) => query::visibility(rows, repository)?
+                .map(|(public, checked)| Record::Visibility(public, checked)),
+        })
+    }
+
+    /// After COMMIT, before the answers.
+    fn install(&self, records: Vec<(Key, Option<Record>)>) {
+        for (key, record) in records {
+            self.shared.settle(key, record);
+        }
+        // The figures are for the metrics page only; the next group sets them again.
+        if let Ok(usage) = query::usage(&self.connection) {
+            self.shared.metrics.set_usage(usage);
+        }
+    }
+
+    /// Writes the pending entries as they are now. What fails stays pending.
+    fn flush(&mut self) -> Result<(), Error> {
+        let Batch { confirmed, touched } = self.shared.pending.batch();
+        let mut result = Ok(());
+        for slice in confirmed.chunks(FLUSH_SLICE) {
+            let batch = Batch { confirmed: slice.to_vec(), touched: Vec::new() };
+            result = result.and(self.flush_slice(batch));
+        }
+        for slice in touched.chunks(FLUSH_SLICE) {
+            let batch = Batch { confirmed: Vec::new(), touched: slice.to_vec() };
+            result = result.and(self.flush_slice(batch));
+        }
+        if !(confirmed.is_empty() && touched.is_empty()) {
+            self.note(result.as_ref().err());
+        }
+        result
+    }
+
+    fn flush_slice(&mut self, batch: Batch) -> Result<(), Error> {
+        self.set_durable(false)?;
+        self.begin()?;
+        let written = self.write_slice(&batch).map_err(Error::from);
+        self.finish(written)?;
+        for (repository, tag, at) in &batch.confirmed {
+            self.shared.confirm_hot(repository, tag, *at);
+        }
+        self.shared.pending.written(batch);
+        Ok(())
+    }
+
+    fn write_slice(&self, batch: &Batch) -> rusqlite::Result<()> {
+        self.shared.faults.check()?;
+        for (repository, tag, at) in &batch.confirmed {
+            operation::confirm(&self.connection, repository, tag, *at)?;
+        }
+        for (digest, at) in &batch.touched {
+            operation::touch(&self.connection, digest, *at)?;
+        }
+        Ok(())
+    }
+
+    /// Counts failed transactions, and says in the log when they begin and when they are over.
+    fn note(&mut self, failure: Option<&Error>) {
+        if let Some(error) = failure {
+            self.shared.metrics.count_failure(error);
+            if !self.failing {
+                tracing::warn!(%error, "the metadata store cannot write; pulls go on without it");
+            }
+        } else if self.failing {
+            tracing::info!("the metadata store takes writes again");
+        }
+        self.failing = failure.is_some();
+    }
+}
+
+/// The caller may have gone; the write stands all the same.
+fn reply(answer: Answer, result: Result<(), Error>) {
+    if answer.send(result).is_err() {
+        tracing::trace!("nobody waits for the answer to a write");
+    }
+}
