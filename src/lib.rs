@@ -8,3 +8,4 @@ pub mod content;
 pub mod metadata;
 pub mod oci;
 pub mod span;
+pub mod upstream;

@@ -1,0 +1,291 @@
+//! What an operator says about one upstream, with the defaults and limits of the room.
+//!
+//! What must hold: nothing here prints a secret; a [`Settings`] can be compared, so that a reload rebuilds only what changed.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::Url;
+use zeroize::Zeroizing;
+
+use super::credentials::Stamp;
+use crate::oci::{MANIFEST_SIZE_LIMIT_DEFAULT, RegistryName};
+
+/// TCP and TLS set-up of one connection.
+pub(super) const CONNECT: Duration = Duration::from_secs(5);
+/// From a request's end to the headers of its answer, for each hop.
+pub(super) const HEADERS: Duration = Duration::from_secs(10);
+/// From a question to the headers of its final answer: tokens, redirects and retries included.
+pub(super) const ANSWER: Duration = Duration::from_secs(12);
+/// A small answer (manifest, a page of tags) with its body: a client waits 15 s for a cold answer.
+pub(super) const EXCHANGE: Duration = Duration::from_secs(14);
+/// All pages of a list of tags or referrers.
+pub(super) const LISTING: Duration = Duration::from_secs(30);
+/// Longest silence within a body. There is no limit on the whole of a blob.
+pub(super) const IDLE_BODY: Duration = Duration::from_secs(20);
+/// One token request with its retries. It runs on its own, so a caller that gives up earlier leaves a token for the next.
+pub(super) const TOKEN: Duration = Duration::from_secs(15);
+/// go-containerregistry reads 64 KiB of a token answer, oras-go 128.
+pub(super) const TOKEN_BYTES: u64 = 128 * 1024;
+/// How much of an error body is read.
+pub(super) const ERROR_BODY_BYTES: u64 = 64 * 1024;
+/// Redirects that one request follows.
+pub(super) const REDIRECTS: usize = 10;
+/// Tries of one request on failures that may pass.
+pub(super) const ATTEMPTS: usize = 3;
+/// Pages of tags or referrers.
+pub(super) const TAG_PAGES: usize = 1000;
+/// Downloads from one upstream at once, and as many small requests beside them.
+pub(super) const PARALLEL: usize = 64;
+/// The first pause between tries; doubled each time, with full jitter.
+pub(super) const BACKOFF_FIRST: Duration = Duration::from_millis(200);
+/// The longest pause between tries.
+pub(super) const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// One configured registry.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The name under which clients know it; its identity.
+    pub name: RegistryName,
+    /// Scheme, host and port of the registry, such as `https://registry-1.docker.io`. A path is put before `/v2/`, unless it has a
+    /// component `v2` of its own: then repository names follow it (`https://harbor.example.com/v2/hub-mirror`), as with containerd's
+    /// `override_path`.
+    pub url: Url,
+    pub credential: CredentialSource,
+    /// Hosts, besides the registry's own and those of its registrable domain, whose token service may get our credential.
+    pub realms: Vec<String>,
+    /// More authorities to trust, in PEM, beside those of the system.
+    pub ca_file: Option<CaFile>,
+    /// The HTTP proxy for this upstream; it wins over [`ProxyEnv`].
+    pub proxy: Option<String>,
+    pub limits: Limits,
+}
+
+/// A file with authorities, in the state in which it was found: settings that are made again after it changed are not equal.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CaFile {
+    pub(super) path: PathBuf,
+    stamp: Option<Stamp>,
+}
+
+/// Where the credential for an upstream comes from. Files are read again when they change.
+#[derive(Clone, PartialEq, Eq)]
+pub enum CredentialSource {
+    /// Anonymous.
+    None,
+    Basic {
+        username: String,
+        password: Secret,
+    },
+    /// The password is the file's content without line ends at its end.
+    PasswordFile {
+        username: String,
+        path: PathBuf,
+    },
+    /// A docker `config.json`; a registry without an entry in it is asked anonymously.
+    DockerConfig {
+        path: PathBuf,
+    },
+}
+
+/// The room's limits; `Default` has the documented values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// TCP and TLS set-up of one connection.
+    pub connect: Duration,
+    /// From a request's end to the headers of its answer, for each hop.
+    pub headers: Duration,
+    /// From a question to the headers of its final answer: tokens, redirects and retries included.
+    pub answer: Duration,
+    /// A small answer with its body.
+    pub exchange: Duration,
+    /// All pages of a list.
+    pub listing: Duration,
+    /// Longest silence within a body.
+    pub idle_body: Duration,
+    /// One token request with its retries.
+    pub token: Duration,
+    /// Largest manifest, and largest page of tags or referrers, in bytes.
+    pub manifest_bytes: u64,
+    pub token_bytes: u64,
+    pub error_body_bytes: u64,
+    pub redirects: usize,
+    pub attempts: usize,
+    pub tag_pages: usize,
+    /// Downloads at once, and as many small requests beside them.
+    pub parallel: usize,
+    pub backoff_first: Duration,
+    pub backoff_max: Duration,
+}
+
+/// The proxies of the environment (`HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`), as `app` read them. They do not apply to loopback.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct ProxyEnv {
+    pub http: Option<String>,
+    pub https: Option<String>,
+    pub no_proxy: Option<String>,
+}
+
+/// A text that cannot be printed and is wiped when dropped.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Zeroizing<String>);
+
+impl CaFile {
+    /// Looks at the file without reading it; one that is missing is told when it is read.
+    pub fn at(path: PathBuf) -> Self {
+        let stamp = Stamp::of(&path);
+        Self { path, stamp }
+    }
+}
+
+impl fmt::Debug for CaFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.path, f)
+    }
+}
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(Zeroizing::new(text.into()))
+    }
+
+    pub(super) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self::new(text)
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self::new(text)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connect: CONNECT,
+            headers: HEADERS,
+            answer: ANSWER,
+            exchange: EXCHANGE,
+            listing: LISTING,
+            idle_body: IDLE_BODY,
+            token: TOKEN,
+            manifest_bytes: MANIFEST_SIZE_LIMIT_DEFAULT,
+            token_bytes: TOKEN_BYTES,
+            error_body_bytes: ERROR_BODY_BYTES,
+            redirects: REDIRECTS,
+            attempts: ATTEMPTS,
+            tag_pages: TAG_PAGES,
+            parallel: PARALLEL,
+            backoff_first: BACKOFF_FIRST,
+            backoff_max: BACKOFF_MAX,
+        }
+    }
+}
+
+impl fmt::Debug for CredentialSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("None"),
+            Self::Basic { username, password } => f
+                .debug_struct("Basic")
+                .field("username", username)
+                .field("password", password)
+                .finish(),
+            Self::PasswordFile { username, path } => f
+                .debug_struct("PasswordFile")
+                .field("username", username)
+                .field("path", path)
+                .finish(),
+            Self::DockerConfig { path } => {
+                f.debug_struct("DockerConfig").field("path", path).finish()
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("name", &self.name)
+            .field("url", &without_userinfo(self.url.as_str()))
+            .field("credential", &self.credential)
+            .field("realms", &self.realms)
+            .field("ca_file", &self.ca_file)
+            .field("proxy", &self.proxy.as_deref().map(without_userinfo))
+            .field("limits", &self.limits)
+            .finish()
+    }
+}
+
+impl fmt::Debug for ProxyEnv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProxyEnv")
+            .field("http", &self.http.as_deref().map(without_userinfo))
+            .field("https", &self.https.as_deref().map(without_userinfo))
+            .field("no_proxy", &self.no_proxy)
+            .finish()
+    }
+}
+
+/// A URL text without what stands before the last `@` of its authority; works on texts that are no URL at all.
+fn without_userinfo(text: &str) -> String {
+    let (scheme, rest) = text.split_once("://").map_or(("", text), |(scheme, rest)| (scheme, rest));
+    let joined = if scheme.is_empty() { "" } else { "://" };
+    match rest.rsplit_once('@') {
+        Some((_userinfo, host)) => format!("{scheme}{joined}***@{host}"),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_print_no_secret() {
+        let settings = Settings {
+            name: "example.com".parse().unwrap(),
+            url: "https://u:hunter2@example.com".parse().unwrap(),
+            credential: CredentialSource::Basic {
+                username: "bot".into(),
+                password: "hunter2".into(),
+            },
+            realms: vec![],
+            ca_file: None,
+            proxy: Some("http://p:hunter2@proxy:3128".into()),
+            limits: Limits::default(),
+        };
+        let proxies = ProxyEnv {
+            http: Some("p:hunter2@proxy".into()),
+            https: Some("http://a@b:hunter2@proxy".into()),
+            no_proxy: None,
+        };
+        let text = format!(
+            "{settings:?} {proxies:?} {} {:?}",
+            Secret::from("hunter2"),
+            Secret::from("hunter2")
+        );
+        assert!(!text.contains("hunter2"), "{text}");
+        assert!(text.contains("***@example.com") && text.contains("***@proxy:3128"));
+    }
+}
