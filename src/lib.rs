@@ -7,5 +7,6 @@ pub mod clock;
 pub mod content;
 pub mod metadata;
 pub mod oci;
+pub mod proxy;
 pub mod span;
 pub mod upstream;

@@ -1,0 +1,101 @@
+//! The proxy as the registry sees it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::blobs::{Blob, Found};
+use super::error::Error;
+use super::listing::Listed;
+use super::revisions::{Manifest, Revision};
+use super::shared::{Parts, Shared};
+use super::source::Proxied;
+use super::tags::Tagged;
+use crate::oci::{Digest, Reference, Tag};
+
+/// Pull-through of repositories of configured upstreams. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Proxy(Arc<Shared>);
+
+impl Proxy {
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(Shared::new(parts)))
+    }
+
+    /// What a tag points at, as fresh as the policy wants.
+    pub async fn tag(&self, repository: &Proxied, tag: &Tag) -> Result<(Manifest, Tagged), Error> {
+        self.0.gate(repository, Some(&Reference::Tag(tag.clone()))).await?;
+        let answer = self.0.tag(repository, tag).await?;
+        self.0.content().metadata().touch(&answer.0.digest, self.0.now());
+        Ok(answer)
+    }
+
+    /// A manifest by its digest.
+    pub async fn revision(
+        &self,
+        repository: &Proxied,
+        digest: &Digest,
+    ) -> Result<(Manifest, Revision), Error> {
+        self.0.gate(repository, Some(&Reference::Digest(*digest))).await?;
+        let answer = self.0.revision(repository, digest).await?;
+        self.0.content().metadata().touch(digest, self.0.now());
+        Ok(answer)
+    }
+
+    /// A manifest that is or was what `tag` points at.
+    pub async fn tagged_revision(
+        &self,
+        repository: &Proxied,
+        tag: &Tag,
+        digest: &Digest,
+    ) -> Result<(Manifest, Revision), Error> {
+        self.0.gate(repository, Some(&Reference::Digest(*digest))).await?;
+        let metadata = self.0.content().metadata();
+        match metadata.was_tagged(repository.key(), tag, digest).await {
+            Ok(true) => {
+                let answer = self.0.revision(repository, digest).await?;
+                self.0.content().metadata().touch(digest, self.0.now());
+                Ok(answer)
+            }
+            Ok(false) => Err(Error::Absent),
+            Err(error) => {
+                tracing::warn!(?error, "the timeline cannot be read");
+                Err(Error::Store("the timeline cannot be read".to_owned()))
+            }
+        }
+    }
+
+    /// A blob with its bytes, here or on their way.
+    pub async fn blob(&self, repository: &Proxied, digest: &Digest) -> Result<Blob, Error> {
+        self.0.gate(repository, None).await?;
+        let blob = self.0.blob(repository, digest).await?;
+        self.0.content().metadata().touch(digest, self.0.now());
+        Ok(blob)
+    }
+
+    /// The size of a blob.
+    pub async fn blob_size(
+        &self,
+        repository: &Proxied,
+        digest: &Digest,
+    ) -> Result<(u64, Found), Error> {
+        self.0.gate(repository, None).await?;
+        self.0.blob_size(repository, digest).await
+    }
+
+    /// All tags in lexical order.
+    pub async fn tags(&self, repository: &Proxied) -> Result<(Arc<Vec<String>>, Listed), Error> {
+        self.0.gate(repository, None).await?;
+        self.0.tags(repository).await
+    }
+
+    /// The referrers of a manifest as an OCI index.
+    pub async fn referrers(
+        &self,
+        repository: &Proxied,
+        subject: &Digest,
+    ) -> Result<(Bytes, Listed), Error> {
+        self.0.gate(repository, Some(&Reference::Digest(*subject))).await?;
+        self.0.referrers(repository, subject).await
+    }
+}

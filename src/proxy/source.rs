@@ -1,0 +1,105 @@
+//! One upstream with the operator's word on it, and a repository there.
+
+use std::sync::Arc;
+
+use globset::{Glob, GlobMatcher, GlobSet, GlobSetBuilder};
+
+use super::settings::{Private, TagPolicy, UpstreamPolicy};
+use crate::metadata::RepositoryKey;
+use crate::oci::{RepositoryName, Tag};
+use crate::upstream::Upstream;
+
+/// An upstream and the compiled policy for it.
+#[derive(Debug)]
+pub struct Source {
+    upstream: Arc<Upstream>,
+    policy: UpstreamPolicy,
+    tag_rules: Vec<(GlobMatcher, bool, TagPolicy)>,
+    allow: Option<GlobSet>,
+    deny: GlobSet,
+}
+
+/// A repository of an upstream, as the proxy is asked for it.
+#[derive(Clone, Debug)]
+pub struct Proxied {
+    key: RepositoryKey,
+    source: Arc<Source>,
+}
+
+impl Source {
+    /// Compiles the globs of `policy`; an invalid one is named in the error.
+    pub fn new(upstream: Arc<Upstream>, policy: UpstreamPolicy) -> Result<Self, globset::Error> {
+        let mut tag_rules = Vec::with_capacity(policy.tag_rules.len());
+        for rule in &policy.tag_rules {
+            let qualified = rule.pattern.contains(':');
+            tag_rules.push((
+                Glob::new(&rule.pattern)?.compile_matcher(),
+                qualified,
+                policy.tags.with(&rule.overrides),
+            ));
+        }
+        let allow = if policy.allow.is_empty() { None } else { Some(glob_set(&policy.allow)?) };
+        let deny = glob_set(&policy.deny)?;
+        Ok(Self { upstream, policy, tag_rules, allow, deny })
+    }
+
+    pub fn upstream(&self) -> &Arc<Upstream> {
+        &self.upstream
+    }
+
+    /// The policy for one tag: the first rule that matches, else the upstream's.
+    pub(super) fn tag_policy(&self, name: &RepositoryName, tag: &Tag) -> &TagPolicy {
+        let qualified_text = format!("{name}:{tag}");
+        let matches = |glob: &GlobMatcher, qualified: bool| {
+            if qualified { glob.is_match(&qualified_text) } else { glob.is_match(tag.as_str()) }
+        };
+        let rule = self.tag_rules.iter().find(|(glob, qualified, _)| matches(glob, *qualified));
+        rule.map_or(&self.policy.tags, |(_, _, policy)| policy)
+    }
+
+    /// Do the operator's `allow` and `deny` globs admit this repository?
+    pub(super) fn admits(&self, name: &RepositoryName) -> bool {
+        self.allow.as_ref().is_none_or(|allow| allow.is_match(name.as_str()))
+            && !self.deny.is_match(name.as_str())
+    }
+
+    /// Do we read through a credential that opens private repositories to our clients?
+    pub(super) fn shares_private(&self) -> bool {
+        self.policy.private == Private::Shared && self.upstream.credential_fingerprint().is_some()
+    }
+}
+
+fn glob_set(patterns: &[String]) -> Result<GlobSet, globset::Error> {
+    let mut builder = GlobSetBuilder::new();
+    for pattern in patterns {
+        builder.add(Glob::new(pattern)?);
+    }
+    builder.build()
+}
+
+impl Proxied {
+    pub fn new(source: Arc<Source>, name: RepositoryName) -> Self {
+        Self { key: RepositoryKey { upstream: source.upstream.name().clone(), name }, source }
+    }
+
+    pub fn key(&self) -> &RepositoryKey {
+        &self.key
+    }
+
+    /// The name as the upstream knows it.
+    pub fn name(&self) -> &RepositoryName {
+        &self.key.name
+    }
+
+    pub fn upstream(&self) -> &Upstream {
+        &self.source.upstream
+    }
+
+    pub(super) fn source(&self) -> &Source {
+        &self.source
+    }
+
+    pub(super) fn policy(&self) -> &UpstreamPolicy {
+        &self.source.policy
+    }
+}

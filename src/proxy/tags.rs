@@ -1,0 +1,398 @@
+//! The proxy tag service: what a tag points at, as fresh as the policy wants and as long as an outage needs.
+//!
+//! What must hold: one check per tag runs at a time, however many ask; a check runs to its end even if everybody who waited for it
+//! has gone; a tag moves in one transaction with the revision it moves to, before anybody is answered; absence and denial are recorded,
+//! so that no later outage brings the tag back. The decisions are in `policy.rs`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::error::Error;
+use super::policy::{Attempt, Known, Refusal, Verdict, decide};
+use super::revisions::{Manifest, Revision};
+use super::settings::{TagPolicy, WhenAbsent};
+use super::shared::Shared;
+use super::source::Proxied;
+use crate::metadata::{TagMove, TagRecord};
+use crate::oci::{Digest, Reference, Tag};
+use crate::upstream;
+
+/// What a check of a tag with upstream found.
+#[derive(Clone, Debug)]
+pub(super) enum Checked {
+    /// The tag points at what it pointed at before.
+    Confirmed(Digest),
+    /// It points at something else, or was never seen.
+    Moved { manifest: Manifest, stored: bool },
+}
+
+/// How a tag was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tagged {
+    /// Known, and fresh for this much longer; `None` is without end (offline, immutable).
+    Fresh { left: Option<Duration> },
+    /// Upstream confirmed it just now.
+    Revalidated { fresh_for: Duration },
+    /// Fetched just now.
+    Fetched { fresh_for: Duration, stored: bool },
+    /// Fetched by a check that another client had started.
+    Joined { fresh_for: Duration },
+    /// Not confirmed; the word says why, the duration how long past its freshness.
+    Stale { reason: &'static str, stale_for: Duration, missing_children: u64 },
+}
+
+/// A tag that is being resolved.
+struct Asked<'a> {
+    repository: &'a Proxied,
+    tag: &'a Tag,
+    policy: &'a TagPolicy,
+    /// The record, if it points at something.
+    known: Option<(Digest, Known)>,
+}
+
+impl Shared {
+    /// What `tag` points at.
+    pub(super) async fn tag(
+        self: &Arc<Self>,
+        repository: &Proxied,
+        tag: &Tag,
+    ) -> Result<(Manifest, Tagged), Error> {
+        let policy = repository.source().tag_policy(repository.name(), tag);
+        let key = (repository.key().clone(), tag.clone());
+        let record =
+            self.content().metadata().tag(repository.key(), tag).await.unwrap_or_else(|error| {
+                tracing::warn!(?error, "the metadata cannot be asked; going upstream");
+                None
+            });
+        let failed = self.failed.get(&key);
+        let known = record.and_then(|record| {
+            let failed = failed.filter(|failed| *failed >= record.confirmed);
+            let elsewhere = record.source != repository.upstream().host();
+            Some((record.digest?, Known { confirmed: record.confirmed, failed, elsewhere }))
+        });
+        let now = self.now();
+        let offline = repository.policy().offline;
+        let remembered = self.absent.get(&key).filter(|when| self.within(*when, policy.absent_for));
+        if known.is_none() && remembered.is_some() && !offline {
+            return Err(Error::Absent);
+        }
+        let asked = Asked { repository, tag, policy, known };
+        let view = known.map(|(_, known)| known);
+        match decide(now, view, policy, offline, Attempt::NotTried) {
+            Verdict::Fresh { left } => self.fresh(&asked, left).await,
+            Verdict::ServeThenCheck { stale_for } => {
+                drop(self.start_check(&asked));
+                self.stale(&asked, "while_revalidate", stale_for).await
+            }
+            Verdict::Check { wait } => self.ask(&asked, wait).await,
+            Verdict::Stale { stale_for } => self.stale(&asked, "failed_lately", stale_for).await,
+            Verdict::Refuse(refusal) => Err(refused(refusal, None)),
+        }
+    }
+
+    async fn fresh(
+        self: &Arc<Self>,
+        asked: &Asked<'_>,
+        left: Option<Duration>,
+    ) -> Result<(Manifest, Tagged), Error> {
+        let Some((digest, _)) = asked.known else {
+            return Err(Error::Absent);
+        };
+        match self.revision(asked.repository, &digest).await {
+            Ok((manifest, Revision::Stored | Revision::Renewed)) => {
+                Ok((manifest, Tagged::Fresh { left }))
+            }
+            Ok((manifest, _fetched_again)) => {
+                let fresh_for = left.unwrap_or(asked.policy.fresh_for);
+                Ok((manifest, Tagged::Fetched { fresh_for, stored: true }))
+            }
+            // The bytes are gone here and upstream no longer has the digest: then the tag itself decides.
+            Err(Error::Absent) if !asked.repository.policy().offline => self.ask(asked, None).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks upstream, alone or with others, and waits at most `wait`.
+    async fn ask(
+        self: &Arc<Self>,
+        asked: &Asked<'_>,
+        wait: Option<Duration>,
+    ) -> Result<(Manifest, Tagged), Error> {
+        // A check that succeeds after this moment outdates the note that it took too long.
+        let began = self.now();
+        let (mut result, joined) = self.start_check(asked);
+        let answer = async {
+            match result.wait_for(Option::is_some).await {
+                Ok(value) => value.clone(),
+                Err(_closed) => None,
+            }
+        };
+        let answer = match wait {
+            Some(wait) => tokio::time::timeout(wait, answer).await,
+            None => Ok(answer.await),
+        };
+        let gone = || upstream::Error::Unreachable(upstream::Cause::Other("shutting down".into()));
+        match answer {
+            Ok(answer) => match answer.unwrap_or_else(|| Err(gone())) {
+                Ok(checked) => self.checked(asked, checked, joined).await,
+                Err(error) => self.unchecked(asked, &error).await,
+            },
+            // The check goes on; until it ends nobody else waits for it.
+            Err(_elapsed) => {
+                let key = (asked.repository.key().clone(), asked.tag.clone());
+                self.failed.insert(key, began);
+                self.unchecked(asked, &upstream::Error::Unreachable(upstream::Cause::Timeout)).await
+            }
+        }
+    }
+
+    async fn checked(
+        self: &Arc<Self>,
+        asked: &Asked<'_>,
+        checked: Checked,
+        joined: bool,
+    ) -> Result<(Manifest, Tagged), Error> {
+        let fresh_for = asked.policy.fresh_for;
+        match checked {
+            Checked::Confirmed(digest) => {
+                let (manifest, _how) = self.revision(asked.repository, &digest).await?;
+                Ok((manifest, Tagged::Revalidated { fresh_for }))
+            }
+            Checked::Moved { manifest, .. } if joined => {
+                Ok((manifest, Tagged::Joined { fresh_for }))
+            }
+            Checked::Moved { manifest, stored } => {
+                Ok((manifest, Tagged::Fetched { fresh_for, stored }))
+            }
+        }
+    }
+
+    /// Upstream did not confirm the tag: bridge or refuse.
+    async fn unchecked(
+        self: &Arc<Self>,
+        asked: &Asked<'_>,
+        error: &upstream::Error,
+    ) -> Result<(Manifest, Tagged), Error> {
+        let attempt = self.attempt(asked.repository, error);
+        let view = asked.known.map(|(_, known)| known);
+        match decide(self.now(), view, asked.policy, asked.repository.policy().offline, attempt) {
+            Verdict::Stale { stale_for } => self.stale(asked, error.reason(), stale_for).await,
+            Verdict::Refuse(refusal) => Err(refused(refusal, Some(error))),
+            // After an attempt the policy knows only these two; anything else would ask again for ever.
+            Verdict::Fresh { .. } | Verdict::ServeThenCheck { .. } | Verdict::Check { .. } => {
+                Err(error.clone().into())
+            }
+        }
+    }
+
+    async fn stale(
+        self: &Arc<Self>,
+        asked: &Asked<'_>,
+        reason: &'static str,
+        stale_for: Duration,
+    ) -> Result<(Manifest, Tagged), Error> {
+        let Some((digest, known)) = asked.known else {
+            return Err(Error::Absent);
+        };
+        let (manifest, _how) = self.revision(asked.repository, &digest).await?;
+        let key = asked.repository.key();
+        let missing_children =
+            self.content().metadata().missing_children(key, &digest).await.unwrap_or(0);
+        self.parts.metrics.stale_answer(key, asked.tag, known.confirmed);
+        Ok((manifest, Tagged::Stale { reason, stale_for, missing_children }))
+    }
+
+    fn attempt(&self, repository: &Proxied, error: &upstream::Error) -> Attempt {
+        match error {
+            upstream::Error::Absent => Attempt::Absent,
+            upstream::Error::Denied => Attempt::Denied,
+            upstream::Error::Limited { .. } => Attempt::Limited,
+            upstream::Error::Credential(_) => {
+                let private = repository.source().shares_private();
+                Attempt::Credential { grace: private.then(|| repository.policy().credential_grace) }
+            }
+            upstream::Error::Unreachable(_)
+            | upstream::Error::Junk(_)
+            | upstream::Error::TooLarge
+            | upstream::Error::HeadUnusable => Attempt::Unreachable,
+        }
+    }
+
+    fn start_check(
+        self: &Arc<Self>,
+        asked: &Asked<'_>,
+    ) -> (tokio::sync::watch::Receiver<Option<Result<Checked, upstream::Error>>>, bool) {
+        let key = (asked.repository.key().clone(), asked.tag.clone());
+        let (shared, repository, tag) =
+            (Arc::clone(self), asked.repository.clone(), asked.tag.clone());
+        self.begin(
+            |shared| &shared.checks,
+            key,
+            async move { shared.check(&repository, &tag).await },
+        )
+    }
+
+    /// One check of a tag with upstream, and everything that is recorded of it.
+    async fn check(
+        self: Arc<Self>,
+        repository: &Proxied,
+        tag: &Tag,
+    ) -> Result<Checked, upstream::Error> {
+        let metadata = self.content().metadata();
+        // Read again: an earlier check may have ended between the caller's look and this one's start.
+        let record = metadata.tag(repository.key(), tag).await.unwrap_or_default();
+        let result = self.compare(repository, tag, record.as_ref()).await;
+        let key = (repository.key().clone(), tag.clone());
+        let now = self.now();
+        match &result {
+            Ok(checked) => {
+                self.record_outcome(repository, tag, checked, record.as_ref()).await;
+                self.failed.invalidate(&key);
+                self.absent.invalidate(&key);
+                self.parts.metrics.confirmed(repository.key(), tag);
+            }
+            Err(upstream::Error::Absent) => {
+                self.absent.insert(key, now);
+                if repository.source().tag_policy(repository.name(), tag).when_absent
+                    == WhenAbsent::Obey
+                {
+                    self.record_end(repository, tag, record).await;
+                }
+            }
+            Err(upstream::Error::Denied) => self.record_end(repository, tag, record).await,
+            Err(error) => {
+                tracing::warn!(
+                    upstream = %repository.key().upstream, repository = %repository.name(), %tag,
+                    reason = error.reason(), detail = ?error, "a tag could not be checked with upstream"
+                );
+                self.failed.insert(key, now);
+            }
+        }
+        result
+    }
+
+    /// What a check found: a move was written with its revision; a confirmation is noted in passing, unless another host than before
+    /// gives it.
+    async fn record_outcome(
+        &self,
+        repository: &Proxied,
+        tag: &Tag,
+        checked: &Checked,
+        record: Option<&TagRecord>,
+    ) {
+        let digest = match checked {
+            Checked::Confirmed(digest) => digest,
+            Checked::Moved { manifest, .. } => {
+                let from = record.and_then(|record| record.digest).map(|digest| digest.to_string());
+                tracing::info!(
+                    upstream = %repository.key().upstream, repository = %repository.name(), %tag,
+                    from = from.as_deref().unwrap_or("nothing"), to = %manifest.digest, "tag moved"
+                );
+                self.parts.metrics.tag_moved(&repository.key().upstream);
+                return;
+            }
+        };
+        let (metadata, now) = (self.content().metadata(), self.now());
+        let source = repository.upstream().host();
+        if record.is_some_and(|record| record.source == source) {
+            metadata.confirm_tag(repository.key(), tag, now);
+        } else if let Err(error) =
+            metadata.move_tag(repository.key(), tag, Some(*digest), source, now).await
+        {
+            tracing::warn!(?error, %tag, "the confirmation of a tag could not be recorded");
+        }
+    }
+
+    /// From here on the tag is absent: the timeline says so, and no outage brings it back.
+    async fn record_end(&self, repository: &Proxied, tag: &Tag, record: Option<TagRecord>) {
+        if record.is_none_or(|record| record.digest.is_none()) {
+            return;
+        }
+        tracing::info!(
+            upstream = %repository.key().upstream, repository = %repository.name(), %tag,
+            "tag is gone upstream; its content stays addressable by digest"
+        );
+        let metadata = self.content().metadata();
+        let source = repository.upstream().host();
+        if let Err(error) = metadata.move_tag(repository.key(), tag, None, source, self.now()).await
+        {
+            tracing::warn!(?error, %tag, "the end of a tag could not be recorded");
+        }
+        self.parts.metrics.tag_moved(&repository.key().upstream);
+    }
+
+    /// Compares what is known with upstream by the cheapest way that can be trusted.
+    async fn compare(
+        &self,
+        repository: &Proxied,
+        tag: &Tag,
+        record: Option<&TagRecord>,
+    ) -> Result<Checked, upstream::Error> {
+        let reference = Reference::Tag(tag.clone());
+        let source = repository.upstream().host().to_owned();
+        let tag_move = TagMove { tag: tag.clone(), source };
+        if let Some(known) = record.and_then(|record| record.digest) {
+            match repository.upstream().manifest_head(repository.name(), &reference).await {
+                Ok(head) if head.digest == Some(known) => return Ok(Checked::Confirmed(known)),
+                Ok(head) => {
+                    if let Some(told) = head.digest
+                        && let Some(checked) = self.move_to(repository, &told, &tag_move).await?
+                    {
+                        return Ok(checked);
+                    }
+                }
+                Err(upstream::Error::HeadUnusable) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let fetched = self.fetch_tagged(repository, &reference, tag_move).await?;
+        match record.and_then(|record| record.digest) {
+            Some(known) if known == fetched.manifest.digest => Ok(Checked::Confirmed(known)),
+            _ => Ok(Checked::Moved { manifest: fetched.manifest, stored: fetched.stored }),
+        }
+    }
+
+    /// Moves the tag to a digest that a HEAD named. `None`: upstream does not have it by digest, so the tag itself must be fetched. The
+    /// same if it has something else there: HEAD lied, or named the payload digest of a signed schema 1 manifest.
+    async fn move_to(
+        &self,
+        repository: &Proxied,
+        digest: &Digest,
+        tag_move: &TagMove,
+    ) -> Result<Option<Checked>, upstream::Error> {
+        if let Some(stored) = self.stored(repository, digest).await {
+            let metadata = self.content().metadata();
+            let (tag, source) = (&tag_move.tag, &tag_move.source);
+            let moved =
+                metadata.move_tag(repository.key(), tag, Some(*digest), source, self.now()).await;
+            if let Err(error) = &moved {
+                tracing::warn!(?error, %tag, "a tag move could not be recorded");
+            }
+            return Ok(Some(Checked::Moved { manifest: stored.into(), stored: moved.is_ok() }));
+        }
+        match self.fetch(repository, digest, Some(tag_move.clone())).await {
+            Ok(fetched) => {
+                Ok(Some(Checked::Moved { manifest: fetched.manifest, stored: fetched.stored }))
+            }
+            Err(upstream::Error::Absent | upstream::Error::Denied | upstream::Error::Junk(_)) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn refused(refusal: Refusal, error: Option<&upstream::Error>) -> Error {
+    match (refusal, error) {
+        (Refusal::Absent, _) => Error::Absent,
+        (Refusal::Offline, _) => Error::Offline,
+        (Refusal::Denied | Refusal::Unavailable, Some(error)) => error.clone().into(),
+        (Refusal::Denied, None) => Error::Denied("upstream denies access".to_owned()),
+        (Refusal::Unavailable, None) => Error::Unreachable {
+            reason: "failed_lately",
+            message:
+                "upstream could not be asked a moment ago, and what is known is too old to serve"
+                    .to_owned(),
+        },
+    }
+}
