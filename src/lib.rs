@@ -8,5 +8,6 @@ pub mod content;
 pub mod metadata;
 pub mod oci;
 pub mod proxy;
+pub mod registry;
 pub mod span;
 pub mod upstream;

@@ -1,0 +1,281 @@
+//! Finds the repository that a request means.
+//!
+//! What must hold: the client chooses among configured upstreams and nothing else (design promise 13). `ns` and path prefixes are
+//! look-up keys; a name that looks like a registry and is not configured is unknown, never sent to Docker Hub as a repository name.
+//! The order is fixed: `ns`, mount, path prefix, `Host`, listener, default.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::error::Error;
+use crate::oci::{RegistryName, RepositoryName, looks_like_host};
+use crate::proxy::{Proxied, Source};
+
+/// Upstreams made on demand from one pattern that are kept. Clients may make up names, so the one not asked for longest goes first, and
+/// takes nothing with it but its connections and tokens.
+const FAMILY_MAX: usize = 64;
+/// Repositories of Docker Hub that anybody may name without a namespace live under this one.
+const LIBRARY: &str = "library";
+
+/// One configured upstream.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    pub source: Arc<Source>,
+    /// Other names under which clients know it.
+    pub aliases: Vec<RegistryName>,
+    /// `Host` header values that mean it.
+    pub hosts: Vec<RegistryName>,
+    /// One-component names live under `library/`.
+    pub library: bool,
+}
+
+/// A family of upstreams with one suffix, such as `*.pkg.dev`, whose members are made when they are first named.
+pub struct Family {
+    suffix: String,
+    make: Make,
+    members: Mutex<Members>,
+}
+
+/// The members of a family with the number of the request that last named each.
+#[derive(Default)]
+struct Members {
+    by_name: HashMap<RegistryName, (Arc<Source>, u64)>,
+    requests: u64,
+}
+
+/// Sets up one member of a family; the error is for the log.
+type Make = Box<dyn Fn(&RegistryName) -> Result<Arc<Source>, String> + Send + Sync>;
+
+/// The set of upstreams in force; a reload makes a new one.
+#[derive(Debug, Default)]
+pub struct Upstreams {
+    by_name: HashMap<RegistryName, Arc<Upstream>>,
+    by_host: HashMap<RegistryName, Arc<Upstream>>,
+    families: Vec<Family>,
+    default: Option<RegistryName>,
+}
+
+/// Where the client said that the repository is; all parts are as they came, unchecked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Addressing<'a> {
+    /// The value of `?ns=`.
+    pub ns: Option<&'a str>,
+    /// The repository path between `/v2/` and `/manifests/`, `/blobs/` and so on.
+    pub path: &'a str,
+    /// What stands before `/v2/`, without slashes at its ends (`p` in `/p/v2/...`).
+    pub mount: Option<&'a str>,
+    /// The `Host` header.
+    pub host: Option<&'a str>,
+    /// The upstream of the listener that the connection came through, if it has one.
+    pub listener: Option<&'a RegistryName>,
+}
+
+/// A repository of a configured upstream.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    proxied: Proxied,
+    asked: String,
+    fallback: bool,
+}
+
+/// What a name stands for.
+#[derive(Clone)]
+struct Target {
+    source: Arc<Source>,
+    library: bool,
+}
+
+impl Repository {
+    pub fn upstream(&self) -> &RegistryName {
+        &self.proxied.key().upstream
+    }
+
+    /// The name as upstream knows it.
+    pub fn name(&self) -> &RepositoryName {
+        self.proxied.name()
+    }
+
+    /// The name in the client's own form of addressing, for `name` members and Links.
+    pub fn asked(&self) -> &str {
+        &self.asked
+    }
+
+    /// Does the form of addressing show that the client has the upstream to fall back on (`ns`, or a bare Docker Hub name)?
+    pub fn client_has_fallback(&self) -> bool {
+        self.fallback
+    }
+
+    pub(super) fn proxied(&self) -> &Proxied {
+        &self.proxied
+    }
+}
+
+impl Family {
+    /// `suffix` is what follows the `*`, with its dot: `.pkg.dev`.
+    pub fn new(
+        suffix: String,
+        make: impl Fn(&RegistryName) -> Result<Arc<Source>, String> + Send + Sync + 'static,
+    ) -> Self {
+        Self { suffix, make: Box::new(make), members: Mutex::default() }
+    }
+
+    fn member(&self, name: &RegistryName) -> Option<Arc<Source>> {
+        let label = name.as_str().strip_suffix(&self.suffix)?;
+        // The star stands for one label, as in a certificate.
+        if label.is_empty() || label.contains('.') || name.as_str().contains(':') {
+            return None;
+        }
+        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        members.requests += 1;
+        let now = members.requests;
+        if let Some((source, last)) = members.by_name.get_mut(name) {
+            *last = now;
+            return Some(Arc::clone(source));
+        }
+        match (self.make)(name) {
+            Ok(source) => {
+                members.make_room();
+                let entry = (Arc::clone(&source), now);
+                members.by_name.insert(name.clone(), entry);
+                Some(source)
+            }
+            Err(error) => {
+                tracing::error!(%name, %error, "a registry of a pattern cannot be set up");
+                None
+            }
+        }
+    }
+}
+
+impl Members {
+    fn make_room(&mut self) {
+        if self.by_name.len() < FAMILY_MAX {
+            return;
+        }
+        let oldest = self.by_name.iter().min_by_key(|(_, (_, last))| *last);
+        if let Some(name) = oldest.map(|(name, _)| name.clone()) {
+            tracing::warn!(%name, limit = FAMILY_MAX, "many registries of one pattern; the one not asked for longest is dropped");
+            self.by_name.remove(&name);
+        }
+    }
+}
+
+impl fmt::Debug for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Family(*{})", self.suffix)
+    }
+}
+
+impl Upstreams {
+    /// The configuration has checked that no two upstreams share a name, an alias or a host.
+    pub fn new(upstreams: Vec<Upstream>, families: Vec<Family>, default: RegistryName) -> Self {
+        let mut set = Self { families, default: Some(default), ..Self::default() };
+        for upstream in upstreams {
+            let upstream = Arc::new(upstream);
+            let names = std::iter::once(upstream.source.upstream().name()).chain(&upstream.aliases);
+            for name in names {
+                set.by_name.insert(name.clone(), Arc::clone(&upstream));
+            }
+            for host in &upstream.hosts {
+                set.by_host.insert(host.clone(), Arc::clone(&upstream));
+            }
+        }
+        set
+    }
+
+    fn find(&self, name: &RegistryName) -> Option<Target> {
+        if let Some(upstream) = self.by_name.get(name) {
+            return Some(Target {
+                source: Arc::clone(&upstream.source),
+                library: upstream.library,
+            });
+        }
+        let source = self.families.iter().find_map(|family| family.member(name))?;
+        Some(Target { source, library: false })
+    }
+
+    fn find_text(&self, text: &str) -> Option<Target> {
+        self.find(&text.parse().ok()?)
+    }
+
+    /// Is this the name of an upstream, or of one that a pattern allows?
+    pub(super) fn knows(&self, text: &str) -> bool {
+        self.find_text(text).is_some()
+    }
+
+    /// The repository that the request means.
+    pub(super) fn locate(&self, addressing: &Addressing<'_>) -> Result<Repository, Error> {
+        // A registry that is told its own name has been told nothing, unless that name stands for an upstream: under a borrowed name
+        // (DNS, a rewriting proxy) another upstream's repository of the same name must not be taken for it.
+        let ns = addressing
+            .ns
+            .filter(|ns| !ns.is_empty() && (Some(*ns) != addressing.host || self.knows(ns)));
+        if let Some(ns) = ns {
+            let target = self.find_text(ns).ok_or_else(|| unknown(ns))?;
+            // BuildKit and k3s send `ns` and a path prefix at once.
+            let path = match addressing.path.split_once('/') {
+                Some((first, rest)) if self.same(first, &target) => rest,
+                _ => addressing.path,
+            };
+            return target.repository(path, addressing.path, true);
+        }
+        if let Some(mount) = addressing.mount {
+            let target = self.find_text(mount).ok_or_else(|| unknown(mount))?;
+            return target.repository(addressing.path, addressing.path, false);
+        }
+        if let Some((first, rest)) = addressing.path.split_once('/') {
+            if let Some(target) = self.find_text(first) {
+                return target.repository(rest, addressing.path, false);
+            }
+            if looks_like_host(first) {
+                return Err(unknown(first));
+            }
+        }
+        self.bare(addressing)
+    }
+
+    /// A name without any mark: `Host`, then the listener, then the default.
+    fn bare(&self, addressing: &Addressing<'_>) -> Result<Repository, Error> {
+        let by_host = addressing.host.and_then(|host| self.by_host(host));
+        if let Some(target) =
+            by_host.or_else(|| addressing.listener.and_then(|name| self.find(name)))
+        {
+            return target.repository(addressing.path, addressing.path, true);
+        }
+        let Some(name) = &self.default else {
+            return Err(unknown(""));
+        };
+        let target = self.find(name).ok_or_else(|| unknown(name.as_str()))?;
+        target.repository(addressing.path, addressing.path, true)
+    }
+
+    fn by_host(&self, host: &str) -> Option<Target> {
+        let full = host.parse::<RegistryName>().ok()?;
+        let without_port = || host.split(':').next()?.parse::<RegistryName>().ok();
+        let upstream = self.by_host.get(&full).or_else(|| self.by_host.get(&without_port()?))?;
+        Some(Target { source: Arc::clone(&upstream.source), library: upstream.library })
+    }
+
+    fn same(&self, text: &str, target: &Target) -> bool {
+        self.find_text(text)
+            .is_some_and(|other| other.source.upstream().name() == target.source.upstream().name())
+    }
+}
+
+impl Target {
+    fn repository(&self, path: &str, asked: &str, fallback: bool) -> Result<Repository, Error> {
+        let invalid =
+            |error: crate::oci::InvalidName| Error::NameInvalid { message: error.to_string() };
+        let mut name = path.parse::<RepositoryName>().map_err(invalid)?;
+        if self.library && name.components().count() == 1 {
+            name = format!("{LIBRARY}/{name}").parse().map_err(invalid)?;
+        }
+        let proxied = Proxied::new(Arc::clone(&self.source), name);
+        Ok(Repository { proxied, asked: asked.to_owned(), fallback })
+    }
+}
+
+fn unknown(name: &str) -> Error {
+    Error::UnknownRegistry { name: name.to_owned() }
+}

@@ -1,0 +1,360 @@
+//! The registry service: locate, ask the proxy, and say how it went.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use futures_util::StreamExt;
+use prometheus_client::registry::Registry as MetricRegistry;
+
+use super::error::{Error, Refusal};
+use super::locate::{Addressing, Repository, Upstreams};
+use super::reply::{
+    Answer, BlobBody, BlobHead, BlobReply, CatalogReply, ManifestReply, Outcome, Page,
+    ReferrersReply, Reply, Report, StreamError, TagsReply,
+};
+use super::unknown::Unknown;
+use crate::content::Content;
+use crate::metadata::RepositoryKey;
+use crate::oci::{Digest, Reference, RegistryName, RepositoryName, Tag};
+use crate::proxy::{self, Found, Listed, Manifest, Proxy, Revision, Tagged};
+
+/// Entries of one page of a listing, if the client does not say; clients page on by the `Link` header.
+pub const PAGE_DEFAULT: usize = PAGE_MAX;
+/// Entries of one page at the most, whatever the client says.
+pub const PAGE_MAX: usize = 10_000;
+
+/// Which repositories `_catalog` lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum CatalogPolicy {
+    /// Those that anybody may read upstream.
+    #[default]
+    Public,
+    All,
+    /// None.
+    Off,
+}
+
+/// The one service that the faces talk to.
+#[derive(Debug)]
+pub struct Registry {
+    upstreams: ArcSwap<Upstreams>,
+    catalog: ArcSwap<CatalogPolicy>,
+    proxy: Proxy,
+    content: Content,
+    unknown: Unknown,
+}
+
+impl Registry {
+    pub fn new(
+        upstreams: Upstreams,
+        catalog: CatalogPolicy,
+        proxy: Proxy,
+        content: Content,
+        metrics: &mut MetricRegistry,
+    ) -> Self {
+        let unknown = Unknown::new(metrics);
+        let (upstreams, catalog) =
+            (ArcSwap::from_pointee(upstreams), ArcSwap::from_pointee(catalog));
+        Self { upstreams, catalog, proxy, content, unknown }
+    }
+
+    /// Puts a new set of upstreams in force; requests under way keep the old one.
+    pub fn replace(&self, upstreams: Upstreams, catalog: CatalogPolicy) {
+        self.upstreams.store(Arc::new(upstreams));
+        self.catalog.store(Arc::new(catalog));
+    }
+
+    /// The repository that the request means.
+    pub fn locate(&self, addressing: &Addressing<'_>) -> Result<Repository, Refusal> {
+        self.upstreams.load().locate(addressing).map_err(|error| {
+            let mut reason = "name_invalid";
+            if let Error::UnknownRegistry { name } = &error {
+                self.unknown.note(name);
+                reason = "unknown_registry";
+            }
+            Refusal { error, report: Report::of(None, Outcome::Refused, Some(reason)) }
+        })
+    }
+
+    /// Is `/v2/?ns=<ns>` or `/v2/<prefix>/` the ping of a registry that is served here?
+    pub fn knows(&self, ns: Option<&str>, prefix: Option<&str>) -> bool {
+        let upstreams = self.upstreams.load();
+        ns.into_iter().chain(prefix).all(|name| upstreams.knows(name))
+    }
+
+    /// A manifest by tag or digest.
+    pub async fn manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Answer<ManifestReply> {
+        match reference {
+            Reference::Tag(tag) => match self.proxy.tag(repository.proxied(), tag).await {
+                Ok((manifest, tagged)) => {
+                    Ok(Reply { value: manifest.into(), report: of_tag(repository, tagged) })
+                }
+                Err(error) => Err(refuse(repository, Error::ManifestAbsent, error)),
+            },
+            Reference::Digest(digest) => {
+                let answer = self.proxy.revision(repository.proxied(), digest).await;
+                of_revision(repository, answer)
+            }
+        }
+    }
+
+    /// A manifest by digest that is or was what `tag` points at.
+    pub async fn tagged_manifest(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+        digest: &Digest,
+    ) -> Answer<ManifestReply> {
+        of_revision(repository, self.proxy.tagged_revision(repository.proxied(), tag, digest).await)
+    }
+
+    /// A blob; its bytes may still be on their way.
+    pub async fn blob(&self, repository: &Repository, digest: &Digest) -> Answer<BlobReply> {
+        match self.proxy.blob(repository.proxied(), digest).await {
+            Ok(blob) => {
+                let report = Report::of(Some(repository.upstream()), of_blob(blob.found), None);
+                let body = blob.body;
+                let open = move |range| -> super::reply::BlobStream {
+                    Box::pin(body.stream(range).map(|frame| frame.map_err(StreamError)))
+                };
+                let value =
+                    BlobReply { digest: *digest, size: blob.size, body: BlobBody::new(open) };
+                Ok(Reply { value, report })
+            }
+            Err(error) => Err(refuse(repository, Error::BlobAbsent, error)),
+        }
+    }
+
+    /// What is known of a blob without its bytes.
+    pub async fn blob_head(&self, repository: &Repository, digest: &Digest) -> Answer<BlobHead> {
+        match self.proxy.blob_size(repository.proxied(), digest).await {
+            Ok((size, found)) => {
+                let report = Report::of(Some(repository.upstream()), of_blob(found), None);
+                Ok(Reply { value: BlobHead { digest: *digest, size }, report })
+            }
+            Err(error) => Err(refuse(repository, Error::BlobAbsent, error)),
+        }
+    }
+
+    /// A page of the repository's tags.
+    pub async fn tags(&self, repository: &Repository, page: &Page) -> Answer<TagsReply> {
+        match self.proxy.tags(repository.proxied()).await {
+            Ok((all, listed)) => {
+                let from =
+                    page.last.as_ref().map_or(0, |last| all.partition_point(|tag| tag <= last));
+                let limit = page_size(page);
+                let tags: Vec<String> = all[from..].iter().take(limit).cloned().collect();
+                let more = !tags.is_empty() && from + tags.len() < all.len();
+                Ok(Reply { value: TagsReply { tags, more }, report: of_list(repository, listed) })
+            }
+            Err(error) => Err(refuse(repository, Error::RepositoryAbsent, error)),
+        }
+    }
+
+    /// A page of the repositories that are here, in the form in which clients name them.
+    pub async fn catalog(&self, page: &Page) -> Answer<CatalogReply> {
+        let policy = **self.catalog.load();
+        let report = Report::of(None, Outcome::Hit, None);
+        let limit = page_size(page);
+        if policy == CatalogPolicy::Off {
+            let message = "the catalog is switched off here (catalog = \"off\")".to_owned();
+            let report = Report::of(None, Outcome::Refused, Some("catalog_off"));
+            return Err(Refusal { error: Error::Denied { message }, report });
+        }
+        if limit == 0 {
+            return Ok(Reply {
+                value: CatalogReply { repositories: Vec::new(), more: false },
+                report,
+            });
+        }
+        let after = page.last.as_deref().and_then(catalog_key);
+        let ask = u32::try_from(limit + 1).unwrap_or(u32::MAX);
+        let metadata = self.content.metadata();
+        match metadata.repositories(after.as_ref(), ask, policy == CatalogPolicy::Public).await {
+            Ok(keys) => {
+                let more = keys.len() > limit;
+                let name = |key: &RepositoryKey| format!("{}/{}", key.upstream, key.name);
+                let repositories = keys.iter().take(limit).map(name).collect();
+                Ok(Reply { value: CatalogReply { repositories, more }, report })
+            }
+            Err(error) => {
+                tracing::warn!(?error, "the catalog cannot be read");
+                let message = "the catalog cannot be read".to_owned();
+                let report = Report::of(None, Outcome::Error, Some("store"));
+                Err(Refusal { error: Error::Internal { message }, report })
+            }
+        }
+    }
+
+    /// The referrers of a manifest.
+    pub async fn referrers(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Answer<ReferrersReply> {
+        match self.proxy.referrers(repository.proxied(), digest).await {
+            Ok((index, listed)) => {
+                let filtered =
+                    artifact_type.and_then(|wanted| proxy::filter_referrers(&index, wanted));
+                let value = ReferrersReply {
+                    filtered: filtered.is_some(),
+                    body: filtered.unwrap_or(index),
+                };
+                Ok(Reply { value, report: of_list(repository, listed) })
+            }
+            Err(error) => Err(refuse(repository, Error::ManifestAbsent, error)),
+        }
+    }
+}
+
+impl Report {
+    /// A report with an outcome and nothing more.
+    pub fn of(
+        upstream: Option<&RegistryName>,
+        outcome: Outcome,
+        reason: Option<&'static str>,
+    ) -> Self {
+        Self {
+            upstream: upstream.cloned(),
+            outcome,
+            reason,
+            ttl: None,
+            stale_for: None,
+            missing_children: 0,
+        }
+    }
+}
+
+impl From<Manifest> for ManifestReply {
+    fn from(manifest: Manifest) -> Self {
+        Self { digest: manifest.digest, media_type: manifest.media_type, bytes: manifest.bytes }
+    }
+}
+
+fn of_tag(repository: &Repository, tagged: Tagged) -> Report {
+    let report = |outcome, ttl: Option<Duration>| {
+        let plain = Report::of(Some(repository.upstream()), outcome, None);
+        Report { ttl, ..plain }
+    };
+    match tagged {
+        Tagged::Fresh { left } => report(Outcome::Hit, left),
+        Tagged::Revalidated { fresh_for } => report(Outcome::Revalidated, Some(fresh_for)),
+        Tagged::Fetched { fresh_for, stored: true } => report(Outcome::Miss, Some(fresh_for)),
+        Tagged::Fetched { stored: false, .. } => report(Outcome::Bypass, None),
+        Tagged::Joined { fresh_for } => report(Outcome::Joined, Some(fresh_for)),
+        Tagged::Stale { reason, stale_for, missing_children } => {
+            let plain = report(Outcome::Stale, None);
+            Report { reason: Some(reason), stale_for: Some(stale_for), missing_children, ..plain }
+        }
+    }
+}
+
+fn of_revision(
+    repository: &Repository,
+    answer: Result<(Manifest, Revision), proxy::Error>,
+) -> Answer<ManifestReply> {
+    match answer {
+        Ok((manifest, how)) => {
+            let outcome = match how {
+                Revision::Stored => Outcome::Hit,
+                Revision::Renewed => Outcome::Revalidated,
+                Revision::Joined => Outcome::Joined,
+                Revision::Fetched { stored: true } => Outcome::Miss,
+                Revision::Fetched { stored: false } => Outcome::Bypass,
+            };
+            Ok(Reply {
+                value: manifest.into(),
+                report: Report::of(Some(repository.upstream()), outcome, None),
+            })
+        }
+        Err(error) => Err(refuse(repository, Error::ManifestAbsent, error)),
+    }
+}
+
+fn of_blob(found: Found) -> Outcome {
+    match found {
+        Found::Stored => Outcome::Hit,
+        Found::Joined => Outcome::Joined,
+        Found::Fetched => Outcome::Miss,
+        Found::PastTheStore => Outcome::Bypass,
+    }
+}
+
+fn of_list(repository: &Repository, listed: Listed) -> Report {
+    let (outcome, reason) = match listed {
+        Listed::Upstream => (Outcome::Miss, None),
+        Listed::Remembered => (Outcome::Hit, None),
+        Listed::Known("offline") => (Outcome::Hit, Some("offline")),
+        Listed::Known(reason) => (Outcome::Stale, Some(reason)),
+    };
+    Report::of(Some(repository.upstream()), outcome, reason)
+}
+
+/// Translates the proxy's decision; `absent` is what absence means for what was asked.
+fn refuse(repository: &Repository, absent: Error, error: proxy::Error) -> Refusal {
+    let reason = error.reason();
+    let (outcome, error) = match error {
+        proxy::Error::Absent => (Outcome::Refused, absent),
+        proxy::Error::Denied(message) => (Outcome::Refused, Error::Denied { message }),
+        proxy::Error::Offline => (Outcome::Refused, Error::OfflineMiss),
+        proxy::Error::Limited { retry_after } => (Outcome::Error, Error::Limited { retry_after }),
+        proxy::Error::Unreachable { message, .. } => {
+            (Outcome::Error, Error::Unreachable { message })
+        }
+        proxy::Error::TimedOut => (Outcome::Error, Error::TimedOut),
+        proxy::Error::Overloaded(message) => (Outcome::Error, Error::Overloaded { message }),
+        proxy::Error::Store(message) => (Outcome::Error, Error::Internal { message }),
+    };
+    Refusal { error, report: Report::of(Some(repository.upstream()), outcome, Some(reason)) }
+}
+
+fn page_size(page: &Page) -> usize {
+    page.n.map_or(PAGE_DEFAULT, |n| usize::try_from(n).unwrap_or(PAGE_MAX).min(PAGE_MAX))
+}
+
+/// Reads back a name of the catalog, which a client sends as `last`.
+fn catalog_key(text: &str) -> Option<RepositoryKey> {
+    let (upstream, name) = text.split_once('/')?;
+    Some(RepositoryKey {
+        upstream: upstream.parse().ok()?,
+        name: name.parse::<RepositoryName>().ok()?,
+    })
+}
+
+#[cfg(test)]
+impl Registry {
+    /// A registry without upstreams over an empty store that goes with the test; for tests of the faces.
+    pub(crate) fn serving_nothing() -> Self {
+        use tokio_util::sync::CancellationToken;
+        use tokio_util::task::TaskTracker;
+
+        use crate::clock::{Clock, SystemClock};
+
+        let (mut metrics, tasks) = (MetricRegistry::default(), TaskTracker::new());
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let data = tempfile::tempdir().unwrap();
+        let settings = crate::content::Settings::new(data.path().to_owned());
+        let content =
+            Content::open(settings, Arc::clone(&clock), tasks.clone(), &mut metrics).unwrap();
+        let parts = proxy::Parts {
+            content: content.clone(),
+            clock: Arc::clone(&clock),
+            tasks,
+            shutdown: CancellationToken::new(),
+            metrics: proxy::Metrics::new(&mut metrics, clock),
+        };
+        Self::new(
+            Upstreams::default(),
+            CatalogPolicy::default(),
+            Proxy::new(parts),
+            content,
+            &mut metrics,
+        )
+    }
+}
