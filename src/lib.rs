@@ -9,5 +9,6 @@ pub mod metadata;
 pub mod oci;
 pub mod proxy;
 pub mod registry;
+pub mod server;
 pub mod span;
 pub mod upstream;

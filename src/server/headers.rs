@@ -1,0 +1,292 @@
+//! The header fields of answers, and the conditions in requests.
+//!
+//! What must hold: `Content-Length` is always explicit (hyper adds none to a HEAD), tags are quoted strong ones made of the digest,
+//! and nothing that a client or an upstream sent enters a field unchecked. No content coding ever: sizes and digests are of the bytes.
+
+use http::header::{
+    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName,
+    HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE, VIA, WARNING,
+};
+
+use super::body::Payload;
+use crate::oci::{Digest, RangeError, RangeSpec, parse_range};
+use crate::registry::{Outcome, Report};
+
+pub(super) const DOCKER_CONTENT_DIGEST: HeaderName =
+    HeaderName::from_static("docker-content-digest");
+pub(super) const API_VERSION: HeaderName =
+    HeaderName::from_static("docker-distribution-api-version");
+pub(super) const API_VERSION_2: HeaderValue = HeaderValue::from_static("registry/2.0");
+pub(super) const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+pub(super) const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// `Content-Type` and `Content-Length` of a payload.
+pub(super) fn describe(headers: &mut HeaderMap, content_type: HeaderValue, length: u64) {
+    headers.insert(CONTENT_TYPE, content_type);
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+}
+
+/// What names immutable content: its digest and its entity tag.
+pub(super) fn identify(headers: &mut HeaderMap, digest: &Digest) {
+    let text = digest.to_string();
+    let tag = value(&format!("\"{text}\""));
+    headers.insert(DOCKER_CONTENT_DIGEST, value(&text));
+    headers.insert(ETAG, tag);
+}
+
+pub(super) fn accept_ranges(headers: &mut HeaderMap) {
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+}
+
+pub(super) fn content_range(headers: &mut HeaderMap, text: &str) {
+    headers.insert(CONTENT_RANGE, value(text));
+}
+
+/// A header value of text that is visible ASCII by construction; anything else becomes an empty one.
+pub(super) fn value(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or_else(|_invalid| HeaderValue::from_static(""))
+}
+
+/// `Cache-Status` (RFC 9211) and, on a stale answer, `Warning` (RFC 9111, 5.5 tells how; clients show its text to users).
+pub(super) fn explain(headers: &mut HeaderMap, report: &Report) {
+    if let Some(status) = cache_status(report) {
+        headers.insert(CACHE_STATUS, value(&status));
+    }
+    if let Some(warning) = warning(report) {
+        headers.insert(WARNING, value(&warning));
+    }
+}
+
+/// None where no upstream was found: there was no cache to ask.
+fn cache_status(report: &Report) -> Option<String> {
+    report.upstream.as_ref()?;
+    let mut text = match report.outcome {
+        Outcome::Hit => "roadstead; hit",
+        Outcome::Joined => "roadstead; fwd=uri-miss; collapsed",
+        Outcome::Miss => "roadstead; fwd=uri-miss; stored",
+        Outcome::Revalidated | Outcome::Stale => "roadstead; fwd=stale",
+        Outcome::Bypass => "roadstead; fwd=bypass",
+        Outcome::Refused | Outcome::Error => "roadstead; fwd=miss",
+    }
+    .to_owned();
+    // Seconds left, negative once they are used up.
+    if let Some(stale_for) = report.stale_for {
+        match stale_for.as_secs() {
+            0 => text += "; ttl=0",
+            seconds => text += &format!("; ttl=-{seconds}"),
+        }
+    } else if let Some(ttl) = report.ttl {
+        text += &format!("; ttl={}", ttl.as_secs());
+    }
+    if let Some(reason) = report.reason {
+        text += &format!("; detail={reason}");
+    } else if report.outcome == Outcome::Revalidated {
+        text += "; detail=revalidated";
+    }
+    Some(text)
+}
+
+fn warning(report: &Report) -> Option<String> {
+    if report.outcome != Outcome::Stale {
+        return None;
+    }
+    let mut text = "served stale".to_owned();
+    if let Some(upstream) = &report.upstream {
+        text += &format!(", {upstream} could not confirm it");
+    }
+    if let Some(reason) = report.reason {
+        text += &format!(" ({reason})");
+    }
+    if let Some(stale_for) = report.stale_for {
+        text += &format!(", {} s past its freshness", stale_for.as_secs());
+    }
+    if report.missing_children > 0 {
+        text += &format!(", {} of its parts are not here", report.missing_children);
+    }
+    let text: String = text.chars().filter(|letter| !matches!(letter, '"' | '\\')).collect();
+    Some(format!("299 - \"{text}\""))
+}
+
+/// Does the client hold this content already (`If-None-Match`, RFC 9110, 13.1.2)? Unquoted digests count too: distribution sends them.
+pub(super) fn holds_already(headers: &HeaderMap, digest: &Digest) -> bool {
+    let mut members = headers
+        .get_all(IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .peekable();
+    if members.peek().is_none() {
+        return false;
+    }
+    let text = digest.to_string();
+    members.any(|member| {
+        let tag = member.strip_prefix("W/").unwrap_or(member);
+        member == "*" || tag.trim_matches('"') == text
+    })
+}
+
+/// The ranges that a request asks for. An `If-Range` that does not name this content with a strong tag switches them off; a date
+/// cannot match, because we give none (RFC 9110, 13.1.5).
+pub(super) fn ranges(
+    headers: &HeaderMap,
+    digest: &Digest,
+    limit: usize,
+) -> Result<Option<Vec<RangeSpec>>, RangeError> {
+    let mut values = headers.get_all(RANGE).iter();
+    let Some(header) = values.next() else {
+        return Ok(None);
+    };
+    if values.next().is_some() {
+        return Err(RangeError::Malformed);
+    }
+    let text = header.to_str().map_err(|_invalid| RangeError::Malformed)?;
+    let specs = parse_range(text)?;
+    if specs.as_ref().is_some_and(|specs| specs.len() > limit) {
+        return Err(RangeError::TooMany);
+    }
+    match headers.get(IF_RANGE) {
+        Some(condition) if condition.as_bytes() != format!("\"{digest}\"").as_bytes() => Ok(None),
+        _ => Ok(specs),
+    }
+}
+
+/// Did this request pass through us before? Every request of ours to an upstream names us in `Via` (RFC 9110, 7.6.3).
+pub(super) fn is_loop(headers: &HeaderMap, instance_id: &str) -> bool {
+    headers
+        .get_all(VIA)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split([',', ' ', '\t']))
+        .any(|word| word == instance_id)
+}
+
+/// The length that a HEAD announces is that of the GET.
+pub(super) fn for_head(payload: Payload, head: bool) -> Payload {
+    if head { Payload::Empty } else { payload }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn report(outcome: Outcome) -> Report {
+        Report {
+            upstream: Some("docker.io".parse().unwrap()),
+            outcome,
+            reason: None,
+            ttl: None,
+            stale_for: None,
+            missing_children: 0,
+        }
+    }
+
+    fn with(name: HeaderName, values: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(&name, HeaderValue::from_str(value).unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn cache_status_of_every_outcome() {
+        let text = |report: &Report| cache_status(report).unwrap();
+        let hit = Report { ttl: Some(Duration::from_secs(42)), ..report(Outcome::Hit) };
+        assert_eq!(text(&hit), "roadstead; hit; ttl=42");
+        assert_eq!(text(&report(Outcome::Miss)), "roadstead; fwd=uri-miss; stored");
+        assert_eq!(text(&report(Outcome::Joined)), "roadstead; fwd=uri-miss; collapsed");
+        assert_eq!(text(&report(Outcome::Revalidated)), "roadstead; fwd=stale; detail=revalidated");
+        let bypass = Report { reason: Some("no_space"), ..report(Outcome::Bypass) };
+        assert_eq!(text(&bypass), "roadstead; fwd=bypass; detail=no_space");
+        let nowhere = Report { upstream: None, ..report(Outcome::Refused) };
+        assert_eq!(cache_status(&nowhere), None);
+        let just_stale =
+            Report { stale_for: Some(Duration::from_millis(10)), ..report(Outcome::Stale) };
+        assert_eq!(text(&just_stale), "roadstead; fwd=stale; ttl=0");
+    }
+
+    #[test]
+    fn a_stale_answer_says_so_twice() {
+        let stale = Report {
+            reason: Some("unreachable"),
+            stale_for: Some(Duration::from_secs(90)),
+            missing_children: 2,
+            ..report(Outcome::Stale)
+        };
+        let mut headers = HeaderMap::new();
+        explain(&mut headers, &stale);
+        assert_eq!(headers[CACHE_STATUS], "roadstead; fwd=stale; ttl=-90; detail=unreachable");
+        assert_eq!(
+            headers[WARNING],
+            "299 - \"served stale, docker.io could not confirm it (unreachable), 90 s past its freshness, 2 of its parts are not here\""
+        );
+        let mut headers = HeaderMap::new();
+        explain(&mut headers, &report(Outcome::Hit));
+        assert!(!headers.contains_key(WARNING));
+    }
+
+    #[test]
+    fn if_none_match_in_its_forms() {
+        let digest = Digest::sha256_of(b"");
+        for good in [
+            format!("\"{digest}\""),
+            format!("{digest}"),
+            format!("W/\"{digest}\""),
+            format!("\"x\", \"{digest}\""),
+            "*".into(),
+        ] {
+            assert!(holds_already(&with(IF_NONE_MATCH, &[&good]), &digest), "{good}");
+        }
+        let two_lines = with(IF_NONE_MATCH, &["\"x\"", &format!("\"{digest}\"")]);
+        assert!(holds_already(&two_lines, &digest));
+        for bad in ["", "\"x\"", "sha256:00", "\"*\""] {
+            assert!(!holds_already(&with(IF_NONE_MATCH, &[bad]), &digest), "{bad}");
+        }
+        assert!(!holds_already(&HeaderMap::new(), &digest));
+    }
+
+    #[test]
+    fn if_range_decides_about_the_ranges() {
+        let digest = Digest::sha256_of(b"");
+        let asked = |condition: Option<&str>| {
+            let mut headers = with(RANGE, &["bytes=1-2"]);
+            if let Some(condition) = condition {
+                headers.insert(IF_RANGE, HeaderValue::from_str(condition).unwrap());
+            }
+            ranges(&headers, &digest, 1024).unwrap().is_some()
+        };
+        assert!(asked(None));
+        assert!(asked(Some(&format!("\"{digest}\""))));
+        assert!(!asked(Some("\"other\"")));
+        assert!(!asked(Some(&format!("W/\"{digest}\""))), "a weak tag is not enough");
+        assert!(!asked(Some("Sun, 06 Nov 1994 08:49:37 GMT")));
+    }
+
+    #[test]
+    fn bad_range_headers() {
+        let digest = Digest::sha256_of(b"");
+        let asked = |values: &[&str]| ranges(&with(RANGE, values), &digest, 4);
+        assert_eq!(asked(&["bytes=0-1", "bytes=2-3"]), Err(RangeError::Malformed));
+        assert_eq!(asked(&["bytes=x"]), Err(RangeError::Malformed));
+        assert_eq!(asked(&["bytes=0-,0-,0-,0-,0-"]), Err(RangeError::TooMany));
+        assert_eq!(asked(&["lines=1-2"]), Ok(None));
+        let mut binary = HeaderMap::new();
+        binary.insert(RANGE, HeaderValue::from_bytes(b"bytes=\xff-").unwrap());
+        assert_eq!(ranges(&binary, &digest, 4), Err(RangeError::Malformed));
+    }
+
+    #[test]
+    fn a_loop_is_seen_in_any_via() {
+        let id = "roadstead-7f";
+        assert!(is_loop(&with(VIA, &["1.1 other, 1.1 roadstead-7f (comment)"]), id));
+        assert!(is_loop(&with(VIA, &["1.1 other", "1.1 roadstead-7f"]), id));
+        assert!(!is_loop(&with(VIA, &["1.1 roadstead-7fa"]), id));
+        assert!(!is_loop(&HeaderMap::new(), id));
+    }
+}
