@@ -2,7 +2,9 @@
 //!
 //! The program is made of rooms with walls between them; `docs/architecture.md` describes them, and `tests/tidy.rs` holds the walls.
 
+pub mod app;
 pub mod blobs;
+pub mod cli;
 pub mod clock;
 pub mod content;
 pub mod metadata;

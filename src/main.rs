@@ -1,3 +1,7 @@
-//! The program.
+//! The program: everything is in the library, so that tests can start it too.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    roadstead::cli::run()
+}

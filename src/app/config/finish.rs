@@ -1,0 +1,381 @@
+//! The end of putting together: computed defaults, and the checks that need more than one key.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::app::rooms;
+use crate::oci::RegistryName;
+use crate::proxy::{Private, TagPolicy, TagRule, UpstreamPolicy};
+use crate::upstream::{self, BuildError, CredentialSource};
+
+use super::draft::{Draft, Path, UpstreamDraft};
+use super::error::{Mistake, Place};
+use super::model::*;
+
+/// Makes the configuration and notes everything that does not fit together.
+pub(super) fn finish(draft: Draft, mistakes: &mut Vec<Mistake>) -> Config {
+    let mut checks = Checks { draft: &draft, mistakes, warnings: draft.config.warnings.clone() };
+    let upstreams: Vec<UpstreamConfig> =
+        draft.upstreams.iter().map(|(name, upstream)| checks.upstream(name, upstream)).collect();
+    checks.names(&upstreams);
+    checks.listeners(&upstreams);
+    checks.clients();
+    let default_upstream = checks.default_upstream(&upstreams);
+    let mut warnings = checks.warnings;
+    warnings.sort();
+    Config { upstreams, default_upstream, warnings, ..draft.config }
+}
+
+struct Checks<'a> {
+    draft: &'a Draft,
+    mistakes: &'a mut Vec<Mistake>,
+    warnings: Vec<Mistake>,
+}
+
+impl Checks<'_> {
+    fn at(&self, path: &Path, text: String) -> Mistake {
+        Mistake { place: self.draft.place(path), key: path.display(), text }
+    }
+
+    fn mistake(&mut self, path: &Path, text: impl Into<String>) {
+        let mistake = self.at(path, text.into());
+        self.mistakes.push(mistake);
+    }
+
+    fn warning(&mut self, path: &Path, text: impl Into<String>) {
+        let warning = self.at(path, text.into());
+        self.warnings.push(warning);
+    }
+
+    fn upstream(&mut self, name: &RegistryName, draft: &UpstreamDraft) -> UpstreamConfig {
+        let path = |key: &str| Path::Upstream(name.clone(), key.to_owned());
+        let known_url = draft.known.map(|known| known.url);
+        let url = draft
+            .url
+            .clone()
+            .unwrap_or_else(|| known_url.map_or_else(|| format!("https://{name}"), str::to_owned));
+        let well_known = known_url == Some(url.as_str());
+        if draft.url.is_none() && !well_known && !name.is_host_like() {
+            self.mistake(
+                &Path::Table(name.clone()),
+                format!("{name} is no host, so it needs a `url`"),
+            );
+        }
+        if !name.is_host_like() {
+            self.warning(&Path::Table(name.clone()), shadow(name));
+        }
+        for alias in draft.aliases.iter().filter(|alias| !alias.is_host_like()) {
+            self.warning(&path("aliases"), shadow(alias));
+        }
+        let credential = self.credential(name, draft);
+        if credential != CredentialSource::None {
+            self.credential_use(name, draft, &url);
+        }
+        // The built-in token services belong to the built-in address: another address must not make us send a credential there.
+        let known_realms = draft.known.filter(|_| well_known).map_or(&[][..], |known| known.realms);
+        let realms = draft
+            .realms
+            .clone()
+            .unwrap_or_else(|| known_realms.iter().map(|&realm| realm.to_owned()).collect());
+        let config = UpstreamConfig {
+            name: name.clone(),
+            url,
+            well_known,
+            aliases: draft.aliases.clone(),
+            patterns: draft.patterns.clone(),
+            hosts: draft.hosts.clone(),
+            listen: draft.listen,
+            credential,
+            realms,
+            ca_file: draft.ca_file.clone(),
+            proxy: draft.proxy.clone(),
+            library: draft.library,
+            policy: self.policy(name, draft, well_known),
+            limits: draft.limits.clone(),
+        };
+        self.set_up(&config);
+        config
+    }
+
+    /// What would end the start must be told here, with its line.
+    fn set_up(&mut self, config: &UpstreamConfig) {
+        let checked = rooms::upstream(config, None).and_then(|settings| upstream::check(&settings));
+        let (key, text) = match checked {
+            Ok(()) => return,
+            Err(BuildError::Url { .. }) => {
+                let text = format!("{:?} is no address of a server", config.url);
+                ("url", text)
+            }
+            Err(BuildError::CaFile { path, reason }) => {
+                ("ca_file", format!("{}: {reason}", path.display()))
+            }
+            Err(other) => ("proxy", other.to_string()),
+        };
+        let path = Path::Upstream(config.name.clone(), key.to_owned());
+        self.mistake(&path, text);
+    }
+
+    fn credential(&mut self, name: &RegistryName, draft: &UpstreamDraft) -> CredentialSource {
+        let path = |key: &str| Path::Upstream(name.clone(), key.to_owned());
+        let ways = [
+            ("password", draft.password.is_some()),
+            ("password_file", draft.password_file.is_some()),
+            ("docker_config", draft.docker_config.is_some()),
+        ];
+        let mut given = ways.iter().filter(|(_, given)| *given).map(|(key, _)| *key);
+        if let (Some(first), Some(second)) = (given.next(), given.next()) {
+            self.mistake(&path(second), format!("`{first}` is set as well; choose one"));
+            return CredentialSource::None;
+        }
+        if let Some(file) = draft.password_file.as_ref().or(draft.docker_config.as_ref())
+            && let Err(error) = std::fs::File::open(file)
+        {
+            let key = if draft.password_file.is_some() { "password_file" } else { "docker_config" };
+            self.warning(
+                &path(key),
+                format!(
+                    "{} cannot be read now: {error}; it is tried again at each use",
+                    file.display()
+                ),
+            );
+        }
+        match (
+            draft.username.clone(),
+            draft.password.clone(),
+            draft.password_file.clone(),
+            draft.docker_config.clone(),
+        ) {
+            (None, None, None, None) => CredentialSource::None,
+            (Some(username), Some(password), _, _) => {
+                CredentialSource::Basic { username, password }
+            }
+            (Some(username), _, Some(path), _) => CredentialSource::PasswordFile { username, path },
+            (None, _, _, Some(path)) => CredentialSource::DockerConfig { path },
+            (Some(_), _, _, Some(_)) => {
+                self.mistake(
+                    &path("username"),
+                    "`docker_config` names the user itself; choose one",
+                );
+                CredentialSource::None
+            }
+            (Some(_), None, None, None) => {
+                self.mistake(
+                    &path("username"),
+                    "has no password; set `password_file` or `password`",
+                );
+                CredentialSource::None
+            }
+            (None, Some(_), _, _) => {
+                self.mistake(&path("password"), "has no user; set `username`");
+                CredentialSource::None
+            }
+            (None, None, Some(_), _) => {
+                self.mistake(&path("password_file"), "has no user; set `username`");
+                CredentialSource::None
+            }
+        }
+    }
+
+    /// What an operator should know who gave us a credential.
+    fn credential_use(&mut self, name: &RegistryName, draft: &UpstreamDraft, url: &str) {
+        if draft.private == Private::Shared {
+            let text =
+                "everybody whom `clients` admits can now pull whatever this credential can read";
+            self.warning(&Path::Upstream(name.clone(), "private".to_owned()), text);
+        }
+        let host = url.strip_prefix("http://");
+        let is_remote =
+            |host: &str| !["127.", "localhost", "[::1]"].iter().any(|near| host.starts_with(near));
+        if host.is_some_and(is_remote) {
+            let text = "the credential travels unencrypted to an http:// address";
+            self.warning(&Path::Upstream(name.clone(), "url".to_owned()), text);
+        }
+    }
+
+    fn policy(
+        &mut self,
+        name: &RegistryName,
+        draft: &UpstreamDraft,
+        well_known: bool,
+    ) -> UpstreamPolicy {
+        let argument = self.draft.place(&Path::Top("tag_fresh_for".to_owned()));
+        let for_all = self.draft.tag_fresh_for;
+        let usual =
+            if well_known { crate::proxy::FRESH_FOR_PUBLIC } else { crate::proxy::FRESH_FOR_ADDED };
+        let forced = for_all.filter(|_| matches!(argument, Place::Argument(_)));
+        let mut tags = TagPolicy { fresh_for: for_all.unwrap_or(usual), ..TagPolicy::default() }
+            .with(&draft.tags);
+        tags.fresh_for = forced.unwrap_or(tags.fresh_for);
+        self.wait(&Path::Upstream(name.clone(), "wait".to_owned()), tags.wait);
+        let mut tag_rules = Vec::new();
+        for (&index, rule) in &draft.rules {
+            let path = Path::Rule(name.clone(), index, "pattern".to_owned());
+            self.wait(
+                &Path::Rule(name.clone(), index, "wait".to_owned()),
+                tags.with(&rule.overrides).wait,
+            );
+            match rule.pattern.clone() {
+                Some(pattern) => {
+                    tag_rules.push(TagRule { pattern, overrides: rule.overrides.clone() })
+                }
+                None => self.mistake(
+                    &path,
+                    "a rule for tags needs a `pattern`, such as \"v*\" or \"library/*:latest\"",
+                ),
+            }
+        }
+        UpstreamPolicy {
+            tags,
+            tag_rules,
+            private: draft.private,
+            allow: draft.allow.clone(),
+            deny: draft.deny.clone(),
+            credential_grace: draft.credential_grace,
+            offline: draft.offline,
+        }
+    }
+
+    fn wait(&mut self, path: &Path, wait: Duration) {
+        let answer = self.draft.config.limits.answer;
+        if wait > answer {
+            self.mistake(
+                path,
+                format!(
+                    "{wait:?} is longer than limits.answer, {answer:?}: the client would be gone"
+                ),
+            );
+        }
+    }
+
+    /// No name, alias or host may mean two upstreams.
+    fn names(&mut self, upstreams: &[UpstreamConfig]) {
+        let mut owners = BTreeMap::<&RegistryName, (&RegistryName, &str)>::new();
+        for upstream in upstreams {
+            owners.insert(&upstream.name, (&upstream.name, "the name"));
+        }
+        for upstream in upstreams {
+            for alias in &upstream.aliases {
+                self.claim(&mut owners, upstream, alias, "an alias", "aliases");
+            }
+        }
+        // Host headers are another name space: they may repeat a name of their own upstream.
+        for upstream in upstreams {
+            for host in &upstream.hosts {
+                self.claim(&mut owners, upstream, host, "a host", "hosts");
+            }
+        }
+        let mut families = BTreeMap::<&str, &RegistryName>::new();
+        for upstream in upstreams {
+            for pattern in &upstream.patterns {
+                if let Some(other) = families.insert(pattern, &upstream.name)
+                    && *other != upstream.name
+                {
+                    let path = Path::Upstream(upstream.name.clone(), "patterns".to_owned());
+                    self.mistake(&path, format!("{pattern} belongs to {other} already"));
+                }
+            }
+        }
+    }
+
+    fn claim<'a>(
+        &mut self,
+        owners: &mut BTreeMap<&'a RegistryName, (&'a RegistryName, &'static str)>,
+        upstream: &'a UpstreamConfig,
+        name: &'a RegistryName,
+        role: &'static str,
+        key: &str,
+    ) {
+        let Some((owner, owned_as)) = owners.get(name).copied() else {
+            owners.insert(name, (&upstream.name, role));
+            return;
+        };
+        if *owner == upstream.name {
+            return;
+        }
+        let path = Path::Upstream(upstream.name.clone(), key.to_owned());
+        let built_in = upstream.known_alias(name);
+        if built_in && owned_as == "the name" {
+            // The operator wrote a table for what is an alias of a built-in upstream.
+            let text = format!(
+                "{name} is another name of {}; write [upstream.\"{}\"], or give that one `aliases` without it",
+                upstream.name, upstream.name
+            );
+            self.mistake(&Path::Table(name.clone()), text);
+        } else {
+            self.mistake(&path, format!("{name} is {owned_as} of {owner} already"));
+        }
+    }
+
+    /// No two listeners on one address. Port 0 is a new port each time.
+    fn listeners(&mut self, upstreams: &[UpstreamConfig]) {
+        let config = &self.draft.config;
+        let mut taken = vec![(config.listen, Path::Top("listen".to_owned()))];
+        let own = upstreams.iter().filter_map(|upstream| {
+            let path = Path::Upstream(upstream.name.clone(), "listen".to_owned());
+            Some((upstream.listen?, path))
+        });
+        for (address, path) in
+            std::iter::once((config.observe, Path::Top("observe".to_owned()))).chain(own)
+        {
+            if let Some((_, other)) = taken.iter().find(|(other, _)| overlap(*other, address)) {
+                let text = format!("{address} is taken by `{}`", other.display());
+                self.mistake(&path, text);
+            }
+            taken.push((address, path));
+        }
+    }
+
+    fn clients(&mut self) {
+        if self.draft.config.clients.is_empty() {
+            self.mistake(&Path::Top("clients".to_owned()), "is empty, so nobody could pull; leave it out for this machine and private networks, or name ranges");
+        }
+    }
+
+    fn default_upstream(&mut self, upstreams: &[UpstreamConfig]) -> RegistryName {
+        let wanted = &self.draft.config.default_upstream;
+        let path = Path::Top("default_upstream".to_owned());
+        if upstreams.is_empty() {
+            let text = "nothing to serve: builtin_upstreams is false and there is no [upstream.\"...\"] table";
+            self.mistake(&Path::Top("builtin_upstreams".to_owned()), text);
+            return wanted.clone();
+        }
+        let is_wanted = |upstream: &&UpstreamConfig| {
+            upstream.name == *wanted || upstream.aliases.contains(wanted)
+        };
+        match upstreams.iter().find(is_wanted) {
+            Some(upstream) => upstream.name.clone(),
+            None => {
+                let names: Vec<&str> =
+                    upstreams.iter().map(|upstream| upstream.name.as_str()).collect();
+                self.mistake(&path, format!("{wanted} is not configured; choose one of {}, or add [upstream.\"{wanted}\"]", names.join(", ")));
+                wanted.clone()
+            }
+        }
+    }
+}
+
+impl UpstreamConfig {
+    /// Is this alias one that the product gave?
+    fn known_alias(&self, alias: &RegistryName) -> bool {
+        crate::app::wellknown::well_known(self.name.as_str())
+            .is_some_and(|known| known.aliases.contains(&alias.as_str()))
+    }
+}
+
+/// Do two listeners want the same port of the same interface?
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let everywhere = a.ip().is_unspecified() || b.ip().is_unspecified();
+    // [::] takes the port of IPv4 as well.
+    let same_family = a.is_ipv4() == b.is_ipv4();
+    let dual = [a, b].iter().any(|address| address.is_ipv6() && address.ip().is_unspecified());
+    a.port() == b.port()
+        && a.port() != 0
+        && (a.ip() == b.ip() || (everywhere && (same_family || dual)))
+}
+
+fn shadow(name: &RegistryName) -> String {
+    format!(
+        "{name} has no dot, no port and is not localhost: names that begin with {name}/ no longer reach the default upstream"
+    )
+}

@@ -1,0 +1,274 @@
+//! The one table of keys: what may be said, how it is read, what it sets, and a sentence for whoever asks.
+//!
+//! The file, the environment and the documentation are all checked against this table, so a key that is not here does not exist, and
+//! a key that is here works everywhere.
+
+use std::time::Duration;
+
+use crate::content::MinFree;
+use crate::oci::{MANIFEST_SIZE_LIMIT_MIN, RANGES_PER_REQUEST_MAX};
+use crate::proxy::{Private, TagPolicyOverrides, WhenAbsent};
+use crate::registry::CatalogPolicy;
+use crate::server::Fallback;
+
+use super::draft::{Draft, RuleDraft, UpstreamDraft};
+use super::model::LogFormat;
+use super::secret::Secret;
+use super::values::{Parsed, Raw};
+
+/// One key.
+pub(super) struct Key {
+    /// Its name within its scope, with dots for tables.
+    pub(super) name: &'static str,
+    pub(super) set: Setter,
+    /// What it decides, in one sentence.
+    pub(super) doc: &'static str,
+}
+
+/// Where a key may stand, and how its value gets into the draft.
+pub(super) enum Setter {
+    Top(fn(&mut Draft, &Raw) -> Parsed<()>),
+    Upstream(fn(&mut UpstreamDraft, &Raw) -> Parsed<()>),
+    /// In an upstream's table and in each of its tag rules.
+    Tags(fn(&mut TagPolicyOverrides, &Raw) -> Parsed<()>),
+    /// In a tag rule only.
+    Rule(fn(&mut RuleDraft, &Raw) -> Parsed<()>),
+}
+
+/// The three scopes of keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    Top,
+    Upstream,
+    Rule,
+}
+
+impl Key {
+    pub(super) fn is_in(&self, scope: Scope) -> bool {
+        match self.set {
+            Setter::Top(_) => scope == Scope::Top,
+            Setter::Upstream(_) => scope == Scope::Upstream,
+            Setter::Tags(_) => scope != Scope::Top,
+            Setter::Rule(_) => scope == Scope::Rule,
+        }
+    }
+}
+
+/// The key of that name.
+pub(super) fn key(scope: Scope, name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name && key.is_in(scope))
+}
+
+/// Do keys exist below this table?
+pub(super) fn is_section(scope: Scope, name: &str) -> bool {
+    let below = |key: &Key| key.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
+    KEYS.iter().any(|key| key.is_in(scope) && below(key))
+}
+
+const fn top(
+    name: &'static str,
+    set: fn(&mut Draft, &Raw) -> Parsed<()>,
+    doc: &'static str,
+) -> Key {
+    Key { name, set: Setter::Top(set), doc }
+}
+
+const fn upstream(
+    name: &'static str,
+    set: fn(&mut UpstreamDraft, &Raw) -> Parsed<()>,
+    doc: &'static str,
+) -> Key {
+    Key { name, set: Setter::Upstream(set), doc }
+}
+
+const fn tags(
+    name: &'static str,
+    set: fn(&mut TagPolicyOverrides, &Raw) -> Parsed<()>,
+    doc: &'static str,
+) -> Key {
+    Key { name, set: Setter::Tags(set), doc }
+}
+
+const fn rule(
+    name: &'static str,
+    set: fn(&mut RuleDraft, &Raw) -> Parsed<()>,
+    doc: &'static str,
+) -> Key {
+    Key { name, set: Setter::Rule(set), doc }
+}
+
+const FALLBACKS: [(&str, Fallback); 2] = [("clients", Fallback::Clients), ("none", Fallback::None)];
+const CATALOGS: [(&str, CatalogPolicy); 3] =
+    [("public", CatalogPolicy::Public), ("all", CatalogPolicy::All), ("off", CatalogPolicy::Off)];
+const FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+const LEVELS: [(&str, &str); 5] = [
+    ("error", "error"),
+    ("warn", "warn"),
+    ("info", "info"),
+    ("debug", "debug"),
+    ("trace", "trace"),
+];
+const PRIVATES: [(&str, Private); 2] = [("refuse", Private::Refuse), ("shared", Private::Shared)];
+const ABSENTS: [(&str, WhenAbsent); 2] = [("obey", WhenAbsent::Obey), ("keep", WhenAbsent::Keep)];
+/// The word for a duration without end.
+const UNLIMITED: &str = "unlimited";
+/// The smallest header limit: below it ordinary requests of lazy pullers would be refused.
+const HEADER_BYTES_MIN: u64 = 8 << 10;
+/// The smallest limit of a path or a query: the longest name and digest must fit.
+const PATH_BYTES_MIN: u64 = 512;
+
+fn min_free(raw: &Raw) -> Parsed<MinFree> {
+    let text = raw.text()?;
+    if text == "auto" {
+        return Ok(MinFree::Default);
+    }
+    let Some(percent) = text.strip_suffix('%') else {
+        let refusal = |_size| {
+            format!(
+                "{text:?} is neither \"auto\", nor a size such as \"20GiB\", nor a share such as \"10%\""
+            )
+        };
+        return raw.size().map(MinFree::Bytes).map_err(refusal);
+    };
+    let percent = percent.trim().parse::<u8>().ok().filter(|percent| *percent < 100);
+    percent
+        .map(MinFree::Percent)
+        .ok_or_else(|| format!("{text:?} is no share; want \"0%\" to \"99%\""))
+}
+
+fn filter(raw: &Raw) -> Parsed<Option<String>> {
+    let text = raw.text()?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let parsed = tracing_subscriber::EnvFilter::builder().parse(text);
+    parsed.map_err(|invalid| format!("{text:?}: {invalid}"))?;
+    Ok(Some(text.to_owned()))
+}
+
+fn ranges(raw: &Raw) -> Parsed<usize> {
+    let wanted = raw.count(1)?;
+    if wanted > RANGES_PER_REQUEST_MAX {
+        return Err(format!("at most {RANGES_PER_REQUEST_MAX} can be served"));
+    }
+    Ok(wanted)
+}
+
+fn endless(raw: &Raw) -> Parsed<Option<Duration>> {
+    match raw {
+        Raw::Text(text) | Raw::Loose(text) if text == UNLIMITED => Ok(None),
+        raw => raw.duration().map(Some).map_err(|refusal| format!("{refusal}, or \"{UNLIMITED}\"")),
+    }
+}
+
+/// Every key, in the order of `config/roadstead.toml`. A table is read by its lines, so each key keeps one.
+#[rustfmt::skip]
+pub(super) const KEYS: &[Key] = &[
+    top("listen", |d, v| v.address().map(|x| d.config.listen = x), "address and port where clients pull"),
+    top("observe", |d, v| v.address().map(|x| d.config.observe = x), "address and port of /metrics, /livez and /readyz"),
+    top("clients", |d, v| v.list(Raw::network).map(|x| d.config.clients = x), "address ranges that may pull"),
+    top("fallback", |d, v| v.word(&FALLBACKS).map(|x| d.config.fallback = x), "\"clients\" if clients of a mirror can go upstream themselves, else \"none\""),
+    top("data", |d, v| v.path().map(|x| d.config.data = x), "directory of everything that is kept"),
+    top("min_free", |d, v| min_free(v).map(|x| d.config.min_free = x), "disk space that stays free: a size, a share, or \"auto\" (10%, at most 20GiB)"),
+    top("manifest_cache", |d, v| v.size().map(|x| d.config.manifest_cache_bytes = x), "memory for hot manifests"),
+    top("default_upstream", |d, v| v.registry_name().map(|x| d.config.default_upstream = x), "registry of names that say none"),
+    top("builtin_upstreams", |d, v| v.boolean().map(|x| d.builtin_upstreams = x), "serve the well-known registries without being told"),
+    top("tag_fresh_for", |d, v| v.duration().map(|x| d.tag_fresh_for = Some(x)), "fresh_for of every upstream that has none of its own"),
+    top("offline", |d, v| v.boolean().map(|x| d.config.offline = x), "never ask any upstream; serve what is here"),
+    top("catalog", |d, v| v.word(&CATALOGS).map(|x| d.config.catalog = x), "what _catalog lists: \"public\", \"all\" or \"off\""),
+    top("drain", |d, v| v.duration().map(|x| d.config.drain = x), "time for running answers after the order to stop"),
+    top("log_format", |d, v| v.word(&FORMATS).map(|x| d.config.log.format = x), "\"text\" or \"json\""),
+    top("log_level", |d, v| v.word(&LEVELS).map(|x| d.config.log.level = x.to_owned()), "level of roadstead's own lines"),
+    top("log_filter", |d, v| filter(v).map(|x| d.config.log.filter = x), "tracing directives in place of log_level, such as \"roadstead::upstream=debug,info\""),
+    top("limits.answer", |d, v| v.timeout().map(|x| d.config.limits.answer = x), "time within which a cold request is answered or refused"),
+    top("limits.answer_soci", |d, v| v.timeout().map(|x| d.config.limits.answer_soci = x), "the same for the SOCI snapshotter"),
+    top("limits.answer_lazy", |d, v| v.timeout().map(|x| d.config.limits.answer_lazy = x), "the same for ranges that other lazy pullers ask for"),
+    top("limits.answer_referrers", |d, v| v.timeout().map(|x| d.config.limits.answer_referrers = x), "the same for referrers"),
+    top("limits.connections", |d, v| v.count(1).map(|x| d.config.limits.connections = x), "client connections at a time"),
+    top("limits.header_bytes", |d, v| v.size_from(HEADER_BYTES_MIN).map(|x| d.config.limits.header_bytes = x), "size of a request's line and headers"),
+    top("limits.header_time", |d, v| v.timeout().map(|x| d.config.limits.header_time = x), "time for a request's headers"),
+    top("limits.idle_connection", |d, v| v.timeout().map(|x| d.config.limits.idle_connection = x), "time that a connection may be silent between requests"),
+    top("limits.idle_body", |d, v| v.timeout().map(|x| d.config.limits.idle_body = x), "time that a reader may take no byte"),
+    top("limits.ranges", |d, v| ranges(v).map(|x| d.config.limits.ranges = x), "ranges in one request, at most 1024"),
+    top("limits.path_bytes", |d, v| v.size_from(PATH_BYTES_MIN).map(|x| d.config.limits.path_bytes = x), "size of a path"),
+    top("limits.query_bytes", |d, v| v.size_from(PATH_BYTES_MIN).map(|x| d.config.limits.query_bytes = x), "size of a query"),
+    upstream("url", |u, v| v.registry_url().map(|x| u.url = Some(x)), "address of the registry; without it https://<name>"),
+    upstream("aliases", |u, v| v.list(Raw::registry_name).map(|x| u.aliases = x), "other names that clients use for it"),
+    upstream("patterns", |u, v| v.list(Raw::family).map(|x| u.patterns = x), "families of hosts that are registries of their own with these settings, such as \"*.pkg.dev\""),
+    upstream("hosts", |u, v| v.list(Raw::registry_name).map(|x| u.hosts = x), "Host headers that mean this upstream"),
+    upstream("listen", |u, v| v.address().map(|x| u.listen = Some(x)), "listener for this upstream alone"),
+    upstream("username", |u, v| v.filled().map(|x| u.username = Some(x.to_owned())), "user of the credential"),
+    upstream("password", |u, v| v.filled().map(|x| u.password = Some(crate::upstream::Secret::new(x))), "password of the credential; better password_file"),
+    upstream("password_file", |u, v| v.path().map(|x| u.password_file = Some(x)), "file with the password, read again when it changes"),
+    upstream("docker_config", |u, v| v.path().map(|x| u.docker_config = Some(x)), "docker config.json with the credential, read again when it changes"),
+    upstream("realms", |u, v| v.list(Raw::host).map(|x| u.realms = Some(x)), "hosts of token services that may be given the credential"),
+    upstream("ca_file", |u, v| v.path().map(|x| u.ca_file = Some(x)), "certificates (PEM) to trust besides the system's"),
+    upstream("proxy", |u, v| v.proxy_url().map(|x| u.proxy = Some(Secret::new(x))), "HTTP proxy on the way to it, in place of the environment's"),
+    upstream("library", |u, v| v.boolean().map(|x| u.library = x), "names of one component mean library/<name>"),
+    upstream("private", |u, v| v.word(&PRIVATES).map(|x| u.private = x), "\"refuse\" or \"shared\": what only the credential can read"),
+    upstream("allow", |u, v| v.list(Raw::glob).map(|x| u.allow = x), "globs of repositories that may be pulled; empty is all"),
+    upstream("deny", |u, v| v.list(Raw::glob).map(|x| u.deny = x), "globs of repositories that may not be pulled; wins over allow"),
+    upstream("credential_grace", |u, v| v.duration().map(|x| u.credential_grace = x), "time that private content is served while the credential is in trouble"),
+    upstream("offline", |u, v| v.boolean().map(|x| u.offline = x), "never ask this upstream; serve what is here"),
+    tags("fresh_for", |t, v| v.duration().map(|x| t.fresh_for = Some(x)), "time that a tag is believed without asking"),
+    tags("wait", |t, v| v.duration().map(|x| t.wait = Some(x)), "time that a client waits for the check of a tag"),
+    tags("wait_recent", |t, v| v.duration().map(|x| t.wait_recent = Some(x)), "the same if the tag was confirmed within the hour"),
+    tags("retry_after_failure", |t, v| v.duration().map(|x| t.retry_after_failure = Some(x)), "time after a failed check in which nobody waits"),
+    tags("absent_for", |t, v| v.duration().map(|x| t.absent_for = Some(x)), "time that an absent tag is remembered"),
+    tags("stale_if_error", |t, v| endless(v).map(|x| t.stale_if_error = Some(x)), "time that a tag bridges an outage, or \"unlimited\""),
+    tags("stale_while_revalidate", |t, v| v.duration().map(|x| t.stale_while_revalidate = Some(x)), "time past freshness in which the check goes on behind the answer; \"0s\" is off"),
+    tags("when_absent", |t, v| v.word(&ABSENTS).map(|x| t.when_absent = Some(x)), "\"obey\" or \"keep\": a known tag that upstream has no longer"),
+    tags("immutable", |t, v| v.boolean().map(|x| t.immutable = Some(x)), "a known tag is never asked for again"),
+    rule("pattern", |r, v| v.glob().map(|x| r.pattern = Some(x)), "glob of repository:tag, or of the tag alone"),
+    upstream("limits.connect", |u, v| v.timeout().map(|x| u.limits.connect = x), "time for a connection, TLS included"),
+    upstream("limits.headers", |u, v| v.timeout().map(|x| u.limits.headers = x), "time for a response's headers"),
+    upstream("limits.answer", |u, v| v.timeout().map(|x| u.limits.answer = x), "time for the answer's headers, with tokens, redirects and retries"),
+    upstream("limits.exchange", |u, v| v.timeout().map(|x| u.limits.exchange = x), "time for a manifest or a page of tags as a whole"),
+    upstream("limits.listing", |u, v| v.timeout().map(|x| u.limits.listing = x), "time for all pages of a list"),
+    upstream("limits.idle_body", |u, v| v.timeout().map(|x| u.limits.idle_body = x), "time that a body may bring no byte"),
+    upstream("limits.token", |u, v| v.timeout().map(|x| u.limits.token = x), "time for one exchange with the token service"),
+    upstream("limits.manifest_bytes", |u, v| v.size_from(MANIFEST_SIZE_LIMIT_MIN).map(|x| u.limits.manifest_bytes = x), "size of a manifest; at least 4MiB"),
+    upstream("limits.token_bytes", |u, v| v.size_from(1 << 10).map(|x| u.limits.token_bytes = x), "size of a token service's answer"),
+    upstream("limits.error_body_bytes", |u, v| v.size_from(1 << 10).map(|x| u.limits.error_body_bytes = x), "part of an error's body that is read"),
+    upstream("limits.redirects", |u, v| v.count(0).map(|x| u.limits.redirects = x), "redirects in a row"),
+    upstream("limits.attempts", |u, v| v.count(1).map(|x| u.limits.attempts = x), "tries of one request, the first included"),
+    upstream("limits.backoff_first", |u, v| v.duration().map(|x| u.limits.backoff_first = x), "first pause between tries; each is up to twice the one before"),
+    upstream("limits.backoff_max", |u, v| v.duration().map(|x| u.limits.backoff_max = x), "longest pause between tries"),
+    upstream("limits.tag_pages", |u, v| v.count(1).map(|x| u.limits.tag_pages = x), "pages of a tag list"),
+    upstream("limits.parallel", |u, v| v.count(1).map(|x| u.limits.parallel = x), "requests at a time"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_key_occurs_twice_in_a_scope() {
+        for scope in [Scope::Top, Scope::Upstream, Scope::Rule] {
+            let mut names: Vec<&str> =
+                KEYS.iter().filter(|key| key.is_in(scope)).map(|key| key.name).collect();
+            names.sort_unstable();
+            let count = names.len();
+            names.dedup();
+            assert_eq!(names.len(), count, "{scope:?}");
+        }
+    }
+
+    #[test]
+    fn free_space_is_a_size_a_share_or_auto() {
+        let parse = |text: &str| min_free(&Raw::Text(text.to_owned()));
+        assert_eq!(parse("auto"), Ok(MinFree::Default));
+        assert_eq!(parse("10%"), Ok(MinFree::Percent(10)));
+        assert_eq!(parse("20GiB"), Ok(MinFree::Bytes(20 << 30)));
+        for bad in ["", "100%", "-1%", "10", "much"] {
+            assert!(parse(bad).is_err(), "{bad:?} must not parse");
+        }
+    }
+
+    #[test]
+    fn unlimited_is_a_duration_without_end() {
+        assert_eq!(endless(&Raw::Text("unlimited".to_owned())), Ok(None));
+        assert_eq!(endless(&Raw::Text("24h".to_owned())), Ok(Some(Duration::from_secs(86_400))));
+        assert!(endless(&Raw::Text("for ever".to_owned())).unwrap_err().contains("unlimited"));
+    }
+}

@@ -1,0 +1,25 @@
+//! The configuration: read from a file, the environment and the command line, checked as a whole, and told in plain values.
+//!
+//! All mistakes are reported at once, with place and key. Nothing here starts anything, and nothing but the gathering of the sources
+//! touches the process.
+
+mod document;
+#[cfg(test)]
+mod documentation_tests;
+mod draft;
+mod environment;
+mod error;
+mod finish;
+mod hints;
+mod keys;
+mod load;
+mod model;
+mod secret;
+#[cfg(test)]
+mod tests;
+mod values;
+
+pub use error::{ConfigErrors, Mistake, Place};
+pub use load::{Overrides, Sources};
+pub use model::{Config, LogFormat, LogSettings, UpstreamConfig};
+pub use secret::Secret;

@@ -1,0 +1,18 @@
+//! Reads the configuration, builds all rooms, runs and drains them; the logging and the metric registry.
+
+mod check;
+mod config;
+mod metrics;
+mod process;
+mod rooms;
+mod run;
+mod telemetry;
+mod wellknown;
+
+pub use config::{
+    Config, ConfigErrors, LogFormat, LogSettings, Mistake, Overrides, Place, Secret, Sources,
+    UpstreamConfig,
+};
+pub use process::raise_file_limit;
+pub use run::{App, Running, StartError, Stopped};
+pub use telemetry::{Telemetry, TelemetryError};

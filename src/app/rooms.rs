@@ -1,0 +1,72 @@
+//! From the configuration to the settings of each room; the one place that knows both.
+
+use std::sync::Arc;
+
+use super::config::{Config, UpstreamConfig};
+use crate::oci::RegistryName;
+use crate::proxy::UpstreamPolicy;
+use crate::{content, registry, server, upstream};
+
+pub(super) fn server(config: &Config) -> server::Settings {
+    let own = config.upstreams.iter();
+    server::Settings {
+        listen: config.listen,
+        observe: config.observe,
+        extra: own.filter_map(|upstream| Some((upstream.listen?, upstream.name.clone()))).collect(),
+        clients: config.clients.clone(),
+        fallback: config.fallback,
+        limits: config.limits.clone(),
+    }
+}
+
+pub(super) fn content(config: &Config) -> content::Settings {
+    content::Settings {
+        data: config.data.clone(),
+        min_free: config.min_free,
+        manifest_cache_bytes: config.manifest_cache_bytes,
+    }
+}
+
+/// The settings of one upstream. `member` is the host of a family's member, which takes everything else from its family.
+pub(super) fn upstream(
+    config: &UpstreamConfig,
+    member: Option<&RegistryName>,
+) -> Result<upstream::Settings, upstream::BuildError> {
+    let url = member.map_or_else(|| config.url.clone(), |host| format!("https://{host}"));
+    let url = url.parse().map_err(|_error| upstream::BuildError::Url { reason: "it is no URL" })?;
+    Ok(upstream::Settings {
+        name: member.unwrap_or(&config.name).clone(),
+        url,
+        credential: config.credential.clone(),
+        realms: config.realms.clone(),
+        ca_file: config.ca_file.clone().map(upstream::CaFile::at),
+        proxy: config.proxy.as_ref().map(|proxy| proxy.reveal().to_owned()),
+        limits: config.limits.clone(),
+    })
+}
+
+/// The policy of one upstream; a process that is offline has only offline upstreams.
+pub(super) fn policy(config: &Config, upstream: &UpstreamConfig) -> UpstreamPolicy {
+    UpstreamPolicy { offline: upstream.policy.offline || config.offline, ..upstream.policy.clone() }
+}
+
+/// Upstreams that are made on demand for one pattern (`*.pkg.dev`).
+pub(super) fn families(
+    config: &Config,
+    upstream_config: &UpstreamConfig,
+    shared: &upstream::Shared,
+) -> Vec<registry::Family> {
+    let family = |pattern: &String| {
+        let (own, shared) = (upstream_config.clone(), shared.clone());
+        let policy = policy(config, upstream_config);
+        let suffix = pattern.trim_start_matches('*').to_owned();
+        registry::Family::new(suffix, move |host| {
+            let settings = upstream(&own, Some(host)).map_err(|error| error.to_string())?;
+            let member =
+                upstream::Upstream::new(settings, &shared).map_err(|error| error.to_string())?;
+            let source = crate::proxy::Source::new(Arc::new(member), policy.clone());
+            source.map(Arc::new).map_err(|error| error.to_string())
+        })
+    };
+    upstream_config.patterns.iter().map(family).collect()
+}

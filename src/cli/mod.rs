@@ -1,0 +1,11 @@
+//! Subcommands and what they print.
+//!
+//! This is the only room that writes to standard output. What a command cannot do it says in one line on standard error, with an exit
+//! code: 0 done, 1 failed, 2 the arguments or the configuration are wrong.
+
+mod arguments;
+mod banner;
+mod command;
+mod serve;
+
+pub use command::run;
