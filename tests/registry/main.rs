@@ -1,0 +1,38 @@
+//! The product from outside: every test starts it in this process beside a fake upstream and speaks HTTP to it.
+//!
+//! One module per theme; `support` holds the fake, the client and the world. Tests wait for events and never sleep for luck; all
+//! ports are 0 and all addresses loopback.
+
+#![expect(
+    unreachable_pub,
+    reason = "a test binary has no outside; pub marks what a support module offers"
+)]
+#![expect(clippy::panic, reason = "a panic is how a test says no")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the fans and tasks of a test are few, and end with it"
+)]
+
+mod support;
+
+mod addressing;
+mod auth;
+mod bad_input;
+mod disk;
+mod errors;
+mod fake_self;
+mod fake_self_auth;
+mod flight;
+mod lists;
+mod membership;
+mod metrics;
+mod oddities;
+mod outages;
+mod ping;
+mod profiles;
+mod pull;
+mod ranges;
+mod referrers;
+mod reload;
+mod shutdown;
+mod tags;

@@ -1,0 +1,426 @@
+//! A world for one test: the product, started in this process on ports of its own with a data directory of its own, beside the
+//! fake upstreams that the test made.
+//!
+//! What must hold: a test ends its world with [`World::finish`], which fails if a task, a connection or an unfinished file is left,
+//! if a stored file does not have the bytes of its name, or if a secret of a fake stands in the log. Dropping an unfinished world
+//! panics, so that no test forgets.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::client::Client;
+use super::content::{sha256, sha512};
+use super::fake::{Fake, ca_pem};
+use super::gate::within;
+use super::log_capture;
+use super::product::{Clock as _, ManualClock, Product, Timestamp};
+
+/// When every world begins: 2026-11-22 in milliseconds. Its clock moves only when the test says so.
+const BEGINNING: Timestamp = Timestamp::from_millis(1_795_305_600_000);
+
+/// What the product is told, and what it stands beside.
+#[derive(Clone)]
+pub struct WorldBuilder {
+    settings: BTreeMap<String, String>,
+    upstreams: Vec<Upstream>,
+    tables: String,
+}
+
+#[derive(Clone)]
+struct Upstream {
+    name: String,
+    fake: Fake,
+    settings: String,
+}
+
+impl WorldBuilder {
+    /// A registry that is served, with the fake behind it.
+    pub fn upstream(self, name: &str, fake: &Fake) -> Self {
+        self.upstream_with(name, fake, "")
+    }
+
+    /// The same with lines for its table.
+    pub fn upstream_with(mut self, name: &str, fake: &Fake, settings: &str) -> Self {
+        self.upstreams.retain(|upstream| upstream.name != name);
+        let (name, settings) = (name.to_owned(), settings.to_owned());
+        self.upstreams.push(Upstream { name, fake: fake.clone(), settings });
+        self
+    }
+
+    pub fn without_upstream(mut self, name: &str) -> Self {
+        self.upstreams.retain(|upstream| upstream.name != name);
+        self
+    }
+
+    /// A top-level key; the value as it stands in TOML.
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        self.settings.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Tables behind everything else, as they stand in TOML.
+    pub fn tables(mut self, text: &str) -> Self {
+        self.tables.push_str(text);
+        self
+    }
+
+    /// How long all tags are fresh.
+    pub fn fresh_for(self, duration: &str) -> Self {
+        self.set("tag_fresh_for", &format!("{duration:?}"))
+    }
+
+    /// Leaves a key to its default.
+    pub fn unset(mut self, key: &str) -> Self {
+        self.settings.remove(key);
+        self
+    }
+
+    pub async fn start(self) -> World {
+        log_capture::install();
+        let dir = TempDir::new().expect("a temporary directory can be made");
+        let log_start = log_capture::position();
+        let mut world = World {
+            product: None,
+            builder: self,
+            clock: ManualClock::starting_at(BEGINNING),
+            dir,
+            log_start,
+            finished: false,
+        };
+        world.start_product().await;
+        world
+    }
+
+    fn toml(&self, dir: &Path) -> String {
+        let mut text = String::new();
+        for (key, value) in &self.settings {
+            writeln!(text, "{key} = {value}").expect("writing to a String cannot fail");
+        }
+        writeln!(text, "data = {:?}", dir.join("data")).expect("writing to a String cannot fail");
+        for upstream in &self.upstreams {
+            let ca = if upstream.fake.is_tls() {
+                let file = dir.join("ca.pem");
+                fs::write(&file, ca_pem()).expect("the temporary directory can be written");
+                format!("ca_file = {file:?}\n")
+            } else {
+                String::new()
+            };
+            let Upstream { name, fake, settings } = upstream;
+            let url = fake.url();
+            write!(text, "\n[upstream.{name:?}]\nurl = {url:?}\n{ca}{settings}\n")
+                .expect("writing to a String cannot fail");
+        }
+        text + &self.tables
+    }
+}
+
+/// See the module's text.
+pub struct World {
+    product: Option<Product>,
+    builder: WorldBuilder,
+    clock: ManualClock,
+    dir: TempDir,
+    log_start: usize,
+    finished: bool,
+}
+
+impl World {
+    /// Ports 0, no built-in upstreams, tags fresh for an hour, no reserve of disk space.
+    pub fn builder() -> WorldBuilder {
+        let defaults = [
+            ("listen", "\"127.0.0.1:0\""),
+            ("observe", "\"127.0.0.1:0\""),
+            ("builtin_upstreams", "false"),
+            ("min_free", "\"1MiB\""),
+            ("tag_fresh_for", "\"1h\""),
+            ("drain", "\"10s\""),
+        ];
+        let settings = defaults.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        WorldBuilder {
+            settings: settings.into_iter().collect(),
+            upstreams: Vec::new(),
+            tables: String::new(),
+        }
+    }
+
+    /// The fake as docker.io, the upstream of bare names.
+    pub async fn with(fake: &Fake) -> Self {
+        Self::builder().upstream("docker.io", fake).start().await
+    }
+
+    async fn start_product(&mut self) {
+        let started =
+            within("the product to start", Product::start(&self.write_config(), &self.clock)).await;
+        match started {
+            Ok(product) => self.product = Some(product),
+            Err(why) => {
+                self.finished = true;
+                panic!("the product does not start: {why}");
+            }
+        }
+    }
+
+    fn write_config(&self) -> PathBuf {
+        let file = self.dir.path().join("roadstead.toml");
+        fs::write(&file, self.builder.toml(self.dir.path())).expect("the directory is ours");
+        file
+    }
+
+    fn product(&self) -> &Product {
+        self.product.as_ref().expect("the product runs between start and finish")
+    }
+
+    /// A client of the data plane.
+    pub fn client(&self) -> Client {
+        Client::new(self.product().data_address())
+    }
+
+    /// A client of the observability listener.
+    pub fn observer(&self) -> Client {
+        Client::new(self.product().observe_address())
+    }
+
+    /// A client of an upstream's own listener.
+    pub fn client_of(&self, upstream: &str) -> Client {
+        Client::new(self.product().extra_address(upstream))
+    }
+
+    /// Lets this much time pass on the product's wall clock.
+    pub fn advance(&self, duration: Duration) {
+        self.clock.advance(duration);
+    }
+
+    /// Puts a clock in its place that is this much behind; the product sees it from its next start on.
+    pub fn turn_back(&mut self, duration: Duration) {
+        let back = i64::try_from(duration.as_millis()).expect("less than an age");
+        let now = self.clock.now().as_millis();
+        self.clock = ManualClock::starting_at(Timestamp::from_millis(now - back));
+    }
+
+    /// Stops and starts again on the same data.
+    pub async fn restart(&mut self) {
+        self.restart_with(|builder| builder).await;
+    }
+
+    /// The same with another configuration.
+    pub async fn restart_with(&mut self, change: impl FnOnce(WorldBuilder) -> WorldBuilder) {
+        self.stop().await;
+        self.builder = change(self.builder.clone());
+        self.start_product().await;
+    }
+
+    /// What SIGHUP does after the configuration file was changed.
+    pub fn reload_with(
+        &mut self,
+        change: impl FnOnce(WorldBuilder) -> WorldBuilder,
+    ) -> Result<(), String> {
+        let before = self.builder.clone();
+        self.builder = change(before.clone());
+        let result = self.product().reload(&self.write_config());
+        if result.is_err() {
+            self.builder = before;
+        }
+        result
+    }
+
+    async fn stop(&mut self) {
+        let product = self.product.take().expect("the product runs between start and finish");
+        let left = within("the product to stop", product.stop()).await;
+        assert_eq!(left, 0, "tasks are left after the stop");
+    }
+
+    /// Begins to stop and gives the rest of it as a future, so that a test can look while it drains.
+    pub fn stopping(&mut self) -> impl Future<Output = usize> + use<> {
+        let product = self.product.take().expect("the product runs between start and finish");
+        product.stop()
+    }
+
+    /// Starts the product again after [`World::stopping`].
+    pub async fn start_again(&mut self) {
+        self.start_product().await;
+    }
+
+    pub async fn metrics(&self) -> Metrics {
+        Metrics::parse(&self.observer().get("/metrics").expect(200).await.text())
+    }
+
+    /// Waits until the metrics look like this.
+    pub async fn metrics_where(&self, what: &str, holds: impl Fn(&Metrics) -> bool) -> Metrics {
+        within(what, async {
+            loop {
+                let metrics = self.metrics().await;
+                if holds(&metrics) {
+                    return metrics;
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+    }
+
+    /// Waits until this many clients are connected and what they have sent was looked at: a few round trips later everything that
+    /// was ready on this single-threaded runtime has run.
+    pub async fn holds_clients(&self, count: u32) {
+        let what = format!("{count} connections");
+        let enough = |metrics: &Metrics| metrics.sum("roadstead_connections", &[]) >= count.into();
+        self.metrics_where(&what, enough).await;
+        for _ in 0..3 {
+            self.client().get("/v2/").expect(200).await;
+        }
+    }
+
+    /// Waits until every download has been stored or given up: a client has its last byte before the store has its file.
+    pub async fn downloads_over(&self) {
+        let none = |metrics: &Metrics| metrics.sum("roadstead_flights", &[]) < 0.5;
+        self.metrics_where("the downloads to end", none).await;
+    }
+
+    /// Log lines since this world began; other tests of the same process write to the same log.
+    pub fn log_lines(&self) -> Vec<String> {
+        log_capture::since(self.log_start)
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// Where the content of a digest is stored.
+    pub fn blob_file(&self, digest: &str) -> PathBuf {
+        let (algorithm, hex) = digest.split_once(':').expect("a digest has a colon");
+        self.data().join("blobs").join(algorithm).join(hex)
+    }
+
+    pub fn has_stored(&self, digest: &str) -> bool {
+        self.blob_file(digest).exists()
+    }
+
+    /// Files of downloads that are not finished.
+    pub fn partial_files(&self) -> Vec<PathBuf> {
+        files(&self.data().join("partial"))
+    }
+
+    /// Stops the product and checks what it leaves behind.
+    pub async fn finish(mut self) {
+        self.finished = true;
+        if self.product.is_some() {
+            self.stop().await;
+        }
+        for Upstream { name, fake, .. } in &self.builder.upstreams {
+            let closed = fake.wait_for("connections to end", |_log| fake.open_connections() == 0);
+            within(&format!("the connections to {name} to end"), closed).await;
+        }
+        assert_eq!(self.partial_files(), Vec::<PathBuf>::new(), "partial downloads are left");
+        for file in files(&self.data().join("blobs")) {
+            let bytes = fs::read(&file).expect("a stored file can be read");
+            let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let digest = if name.len() == 128 { sha512(&bytes) } else { sha256(&bytes) };
+            assert!(digest.ends_with(&format!(":{name}")), "{file:?} holds {digest}");
+        }
+        let lines = self.log_lines();
+        let fakes = self.builder.upstreams.iter().map(|upstream| &upstream.fake);
+        for secret in fakes.flat_map(Fake::secrets) {
+            let line = lines.iter().find(|line| line.contains(&secret));
+            assert_eq!(line, None, "the log holds the secret {secret}");
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        assert!(self.finished || std::thread::panicking(), "the test did not finish its World");
+    }
+}
+
+/// All files below a directory; none if it does not exist.
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// One scrape.
+#[derive(Debug)]
+pub struct Metrics(Vec<Sample>);
+
+#[derive(Debug)]
+struct Sample {
+    name: String,
+    labels: BTreeMap<String, String>,
+    value: f64,
+}
+
+impl Metrics {
+    /// Reads the text format; fails on a line that is not in it.
+    fn parse(text: &str) -> Self {
+        let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+        Self(lines.map(Sample::parse).collect())
+    }
+
+    /// The sum of all samples of this name that have these labels.
+    pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        self.find(name, labels).map(|sample| sample.value).sum()
+    }
+
+    /// Is there any such sample?
+    pub fn has(&self, name: &str, labels: &[(&str, &str)]) -> bool {
+        self.find(name, labels).next().is_some()
+    }
+
+    fn find<'a>(
+        &'a self,
+        name: &'a str,
+        labels: &'a [(&'a str, &'a str)],
+    ) -> impl Iterator<Item = &'a Sample> {
+        self.0.iter().filter(move |sample| {
+            let same = |(key, value): &(&str, &str)| {
+                sample.labels.get(*key).is_some_and(|have| have == value)
+            };
+            sample.name == name && labels.iter().all(same)
+        })
+    }
+
+    /// All label names in use.
+    pub fn label_names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> =
+            self.0.iter().flat_map(|sample| sample.labels.keys()).map(String::as_str).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    pub fn names(&self) -> Vec<&str> {
+        self.0.iter().map(|sample| sample.name.as_str()).collect()
+    }
+}
+
+impl Sample {
+    fn parse(line: &str) -> Self {
+        let (head, value) = line.rsplit_once(' ').expect("a sample has a value");
+        let (name, labels) = match head.split_once('{') {
+            None => (head, BTreeMap::new()),
+            Some((name, rest)) => {
+                let rest = rest.strip_suffix('}').expect("labels end with a brace");
+                let pairs = rest.split("\",").filter(|pair| !pair.is_empty()).map(|pair| {
+                    let (key, value) = pair.split_once("=\"").expect("a label has a value");
+                    (key.to_owned(), value.trim_end_matches('"').to_owned())
+                });
+                (name, pairs.collect())
+            }
+        };
+        let value = value.parse().expect("a value is a number");
+        Self { name: name.to_owned(), labels, value }
+    }
+}
