@@ -296,16 +296,19 @@ fn of_list(repository: &Repository, listed: Listed) -> Report {
     Report::of(Some(repository.upstream()), outcome, reason)
 }
 
-/// Translates the proxy's decision; `absent` is what absence means for what was asked.
+/// Translates the proxy's decision; `absent` is what absence means for what was asked. The client is told which upstream it is about.
 fn refuse(repository: &Repository, absent: Error, error: proxy::Error) -> Refusal {
     let reason = error.reason();
+    let about = |message: String| format!("{}: {message}", repository.upstream());
     let (outcome, error) = match error {
         proxy::Error::Absent => (Outcome::Refused, absent),
-        proxy::Error::Denied(message) => (Outcome::Refused, Error::Denied { message }),
+        proxy::Error::Denied(message) => {
+            (Outcome::Refused, Error::Denied { message: about(message) })
+        }
         proxy::Error::Offline => (Outcome::Refused, Error::OfflineMiss),
         proxy::Error::Limited { retry_after } => (Outcome::Error, Error::Limited { retry_after }),
         proxy::Error::Unreachable { message, .. } => {
-            (Outcome::Error, Error::Unreachable { message })
+            (Outcome::Error, Error::Unreachable { message: about(message) })
         }
         proxy::Error::TimedOut => (Outcome::Error, Error::TimedOut),
         proxy::Error::Overloaded(message) => (Outcome::Error, Error::Overloaded { message }),

@@ -171,7 +171,9 @@ fn judge_registry(error: &registry::Error, subject: Subject, caller: Caller) -> 
         Error::UnknownRegistry { name } => Verdict::new(
             StatusCode::NOT_FOUND,
             ErrorCode::NameUnknown,
-            format!("no registry {name:?} is configured here"),
+            format!(
+                "no registry {name:?} is configured here; the operator can add [upstream.{name:?}]"
+            ),
         ),
         Error::NameInvalid { message } => {
             Verdict::new(StatusCode::BAD_REQUEST, ErrorCode::NameInvalid, message.clone())

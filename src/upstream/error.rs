@@ -120,7 +120,9 @@ impl fmt::Display for Error {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Connect => f.write_str("no connection"),
+            Self::Connect => {
+                f.write_str("no connection (refused, no route, or the name does not resolve)")
+            }
             Self::Tls => f.write_str("TLS failed"),
             Self::Timeout => f.write_str("timed out"),
             Self::Reset => f.write_str("the connection broke"),

@@ -178,7 +178,8 @@ async fn unknown_registries_are_404_and_nobody_is_dialled() {
         format!("/v2/quay.io/team/app/blobs/{}", two.hub_image.digest),
         "/v2/quay.io/team/app/tags/list".to_owned(),
     ] {
-        client.get(&path).expect(404).await.error("NAME_UNKNOWN");
+        let message = client.get(&path).expect(404).await.error("NAME_UNKNOWN");
+        assert!(message.contains("[upstream."), "it says what to do: {message}");
         client.head(&path).expect(404).await;
     }
     let reply = client

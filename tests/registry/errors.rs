@@ -118,6 +118,7 @@ async fn an_outage_is_502_for_manifests_and_fast() {
         for (agent, ns) in [(DOCKER, false), (CONTAINERD, true), (PODMAN, false), (CRANE, false)] {
             let reply = ask(&client, agent, ns, MANIFEST).await;
             assert_eq!(reply.status, 502, "{what}: {reply:?}");
+            assert!(reply.error("UNAVAILABLE").contains("docker.io"), "it says where: {reply:?}");
             assert_eq!(reply.header("Retry-After"), None);
         }
         world.finish().await;
