@@ -3,7 +3,7 @@
 //!
 //! What must hold: every process of a test lives in that test's own directory and is ended by its id; nothing
 //! leaves the loopback interface; a client that is not installed is named on stderr (and is a failure when
-//! `ROADSTEAD_REQUIRE_CLIENTS=1` is set). What this does not do: speak the protocol by hand. Headers, ranges and
+//! `TESTS_REQUIRE_CLIENTS=1` is set). What this does not do: speak the protocol by hand. Headers, ranges and
 //! answers to bad input are the business of `tests/registry/`; here the clients decide what is right.
 
 #![expect(

@@ -1,14 +1,14 @@
 //! Whether a client can be tried on this machine, and saying so when it cannot.
 //!
 //! A test that is left out must be seen: the line goes straight to the process's stderr, past the capture of the
-//! test runner. With `ROADSTEAD_REQUIRE_CLIENTS=1` nothing may be left out.
+//! test runner. With `TESTS_REQUIRE_CLIENTS=1` nothing may be left out.
 
 use std::env;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// Set to `1` where a missing client is a failure.
-const REQUIRE: &str = "ROADSTEAD_REQUIRE_CLIENTS";
+const REQUIRE: &str = "TESTS_REQUIRE_CLIENTS";
 /// Where Debian keeps daemons that a plain user's `PATH` does not name.
 const SYSTEM_DIRECTORIES: [&str; 4] = ["/usr/bin", "/bin", "/usr/sbin", "/sbin"];
 /// The runnable content of every image.
