@@ -145,6 +145,20 @@ impl Shared {
         Proof { proved: self.now(), credential }
     }
 
+    /// Upstream shows this content under this repository now. A proof that cannot be recorded is asked for again next time.
+    pub(super) async fn record_proof(
+        &self,
+        repository: &Proxied,
+        digest: &Digest,
+        size: Option<u64>,
+    ) {
+        let proof = self.proof_now(repository);
+        let proved = self.content().metadata().prove(repository.key(), digest, size, proof).await;
+        if let Err(error) = proved {
+            tracing::warn!(?error, "a proof of membership could not be recorded");
+        }
+    }
+
     /// Does an old proof still hold? What was proved anonymously stays proved; a proof by credential ages and dies with it.
     pub(super) fn holds(&self, repository: &Proxied, proof: &Proof) -> bool {
         match (proof.credential, repository.upstream().credential_fingerprint()) {
@@ -199,12 +213,7 @@ impl Shared {
         match repository.upstream().blob_head(repository.name(), digest).await {
             Ok(size) => {
                 self.unrenewed.invalidate(repository.key());
-                let fresh = self.proof_now(repository);
-                let proved =
-                    self.content().metadata().prove(repository.key(), digest, size, fresh).await;
-                if let Err(error) = proved {
-                    tracing::warn!(?error, "a proof of membership could not be recorded");
-                }
+                self.record_proof(repository, digest, size).await;
                 Ok(Some(size))
             }
             Err(error) if bridges(&error) => {

@@ -95,14 +95,8 @@ impl Shared {
         match repository.upstream().manifest_head(repository.name(), &reference).await {
             Ok(_head) => {
                 self.unrenewed.invalidate(repository.key());
-                let proof = self.proof_now(repository);
                 let size = stored.bytes.len() as u64;
-                let metadata = self.content().metadata();
-                if let Err(error) =
-                    metadata.prove(repository.key(), &stored.digest, Some(size), proof).await
-                {
-                    tracing::warn!(?error, "a proof of membership could not be recorded");
-                }
+                self.record_proof(repository, &stored.digest, Some(size)).await;
                 Ok((stored.into(), Revision::Renewed))
             }
             Err(upstream::Error::HeadUnusable) => {

@@ -12,4 +12,4 @@ pub use reply::{
     Answer, BlobBody, BlobHead, BlobReply, BlobStream, CatalogReply, ManifestReply, Outcome, Page,
     ReferrersReply, Reply, Report, StreamError, TagsReply,
 };
-pub use service::{CatalogPolicy, PAGE_DEFAULT, PAGE_MAX, Registry};
+pub use service::{CatalogPolicy, PAGE_MAX, Registry};

@@ -19,9 +19,7 @@ use crate::metadata::RepositoryKey;
 use crate::oci::{Digest, Reference, RegistryName, RepositoryName, Tag};
 use crate::proxy::{self, Found, Listed, Manifest, Proxy, Revision, Tagged};
 
-/// Entries of one page of a listing, if the client does not say; clients page on by the `Link` header.
-pub const PAGE_DEFAULT: usize = PAGE_MAX;
-/// Entries of one page at the most, whatever the client says.
+/// Entries of one page at the most, and if the client does not say; clients page on by the `Link` header.
 pub const PAGE_MAX: usize = 10_000;
 
 /// Which repositories `_catalog` lists.
@@ -318,7 +316,7 @@ fn refuse(repository: &Repository, absent: Error, error: proxy::Error) -> Refusa
 }
 
 fn page_size(page: &Page) -> usize {
-    page.n.map_or(PAGE_DEFAULT, |n| usize::try_from(n).unwrap_or(PAGE_MAX).min(PAGE_MAX))
+    page.n.map_or(PAGE_MAX, |n| usize::try_from(n).unwrap_or(PAGE_MAX).min(PAGE_MAX))
 }
 
 /// Reads back a name of the catalog, which a client sends as `last`.
