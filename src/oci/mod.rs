@@ -3,6 +3,8 @@
 //! Every name, tag, digest, media type and range that enters the program becomes one of these types at the door, so that no other
 //! room ever handles a raw string from a client or an upstream. Nothing here does I/O or knows of any other room.
 
+#[cfg(test)]
+mod corpus_tests;
 mod descriptor;
 mod digest;
 mod error_code;
