@@ -11,6 +11,9 @@ use std::path::Path;
 
 use super::file_system::FileSystem;
 
+/// Names in a directory, as they are read.
+pub type Entries = Box<dyn Iterator<Item = io::Result<OsString>> + Send>;
+
 /// What the store asks of a file system.
 pub trait Disk: Send + Sync + fmt::Debug {
     /// Creates a directory and its missing parents, private to this user; one that exists is left as it is.
@@ -19,8 +22,11 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Creates a file that does not exist yet, for reading and writing.
     fn create(&self, path: &Path) -> io::Result<File>;
 
-    /// Opens a file for reading, or a directory to ask for its [`FileStat`].
+    /// Opens a file for reading. What is no regular file (a symlink, a pipe, a directory) is `InvalidData`, at once.
     fn open(&self, path: &Path) -> io::Result<File>;
+
+    /// Opens a file that exists for reading and writing; as particular as [`Disk::open`].
+    fn open_writable(&self, path: &Path) -> io::Result<File>;
 
     /// Opens or creates a file and takes its exclusive lock without waiting; `WouldBlock` if another process holds it. The lock
     /// ends with the file, or with the process however that ends.
@@ -40,6 +46,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
 
     fn stat(&self, file: &File) -> io::Result<FileStat>;
 
+    /// What has the name, without opening it.
+    fn stat_path(&self, path: &Path) -> io::Result<FileStat>;
     /// Gives the file the name `to`, replacing what stood there; durable only after [`Disk::sync_dir`].
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
@@ -50,6 +58,9 @@ pub trait Disk: Send + Sync + fmt::Debug {
 
     /// Names in a directory, in no order.
     fn list(&self, path: &Path) -> io::Result<Vec<OsString>>;
+
+    /// The same, one by one: for directories of which nobody wants all names in memory.
+    fn entries(&self, path: &Path) -> io::Result<Entries>;
 
     /// The size of the file system under `path` and what is free on it.
     fn volume(&self, path: &Path) -> io::Result<Volume>;
@@ -63,8 +74,12 @@ pub trait Disk: Send + Sync + fmt::Debug {
 pub struct FileStat {
     /// Length in bytes.
     pub size: u64,
+    /// Bytes that it takes on the disk, reserved ones included; less than its length if it has holes.
+    pub allocated: u64,
     /// Time of the last change of content, nanoseconds since the Unix epoch.
     pub modified_nanos: i64,
+    /// Time of the last change of anything, also of the name, nanoseconds since the Unix epoch.
+    pub changed_nanos: i64,
     pub inode: u64,
     /// The file system that it is on.
     pub device: u64,

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
+
 /// Each variant prints as one line that says what to do.
 #[derive(Debug)]
 pub enum OpenError {
@@ -100,4 +102,40 @@ impl std::error::Error for OpenError {
             _ => None,
         }
     }
+}
+
+/// Did the write fail for want of room (also quota)? Then content passes through uncached for a while.
+pub(crate) fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Is what has the name no file at all? Then it is not the content, whatever it is; every other failure to open or read says nothing
+/// about the bytes.
+pub(crate) fn is_no_file(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidData
+}
+
+/// Are there no file descriptors left, here or in the whole system?
+pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(errno(error), Some(Errno::MFILE | Errno::NFILE))
+}
+
+/// Is the failure one of the circumstances, which says nothing about the file? Nothing is condemned because of it.
+pub(crate) fn is_circumstance(error: &io::Error) -> bool {
+    const CIRCUMSTANCES: [Errno; 8] = [
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOMEM,
+        Errno::NOBUFS,
+        Errno::INTR,
+        Errno::AGAIN,
+        Errno::ACCESS,
+        Errno::PERM,
+    ];
+    error.kind() == io::ErrorKind::Interrupted
+        || errno(error).is_some_and(|errno| CIRCUMSTANCES.contains(&errno))
+}
+
+fn errno(error: &io::Error) -> Option<Errno> {
+    error.raw_os_error().map(Errno::from_raw_os_error)
 }

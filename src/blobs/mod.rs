@@ -10,27 +10,38 @@
 //! LOCK                     flock of the process that owns the directory, with its pid
 //! roadstead.db (+ -wal, -shm, .v<N>.bak)   owned by `metadata`, not touched here
 //! blobs/<algorithm>/<hex>  verified content, manifests too
-//! partial/d-<algorithm>-<hex>              the running download of that digest
+//! partial/d-<algorithm>-<hex>              a download of that digest, running or broken off
+//! partial/d-<algorithm>-<hex>.map          the record of it: which bytes are here
 //! partial/w-<number>       a small write on its way
-//! quarantine/<algorithm>-<hex>             what stood under that name and was damaged
+//! quarantine/<algorithm>-<hex>             what stood under that name and was damaged; the newest of them
 //! ```
 //!
 //! This room deliberately knows nothing of repositories, rows, locks per digest or async: callers serialise per digest and call it
 //! on a thread that may block.
 
+#[cfg(test)]
+mod corpus_tests;
+mod damage;
 mod disk;
 mod error;
 mod file_system;
 mod real;
+mod record;
 mod store;
 #[doc(hidden)]
 pub mod testing;
 #[cfg(test)]
 mod tests;
+mod unfinished;
+#[cfg(test)]
+mod unfinished_tests;
 
-pub use disk::{Disk, FileStat, Volume};
+pub use damage::{Names, QUARANTINE_KEPT, QUARANTINE_KEPT_BYTES};
+pub use disk::{Disk, Entries, FileStat, Volume};
 pub use error::OpenError;
+pub(crate) use error::{is_circumstance, is_no_file, is_no_space, is_out_of_descriptors};
 pub use file_system::FileSystem;
 pub use real::RealDisk;
-pub(crate) use store::is_no_space;
+pub use record::INTERVALS_RECORDED_MAX;
 pub use store::{Blobs, DirectoryLock, Opened, Partial};
+pub use unfinished::{Adopted, Leftover};

@@ -3,16 +3,22 @@
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{Advice, FallocateFlags, OFlags};
+use rustix::io::Errno;
 
-use super::disk::{Disk, FileStat, Volume};
+use super::disk::{Disk, Entries, FileStat, Volume};
 use super::file_system::FileSystem;
 
 /// Directories of ours are for the owner alone: whoever reads the files needs nobody's permission for a private image.
 const DIRECTORY_MODE: u32 = 0o700;
+/// The same for files, whatever the directory that was there before us lets through.
+const FILE_MODE: u32 = 0o600;
+
+/// The unit of `st_blocks`, whatever the file system's own blocks are (inode(7)).
+const STAT_BLOCK_BYTES: u64 = 512;
 
 /// The machine's own file systems.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,16 +30,25 @@ impl Disk for RealDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<File> {
-        OpenOptions::new().read(true).write(true).create_new(true).open(path)
+        OpenOptions::new().read(true).write(true).create_new(true).mode(FILE_MODE).open(path)
     }
 
     fn open(&self, path: &Path) -> io::Result<File> {
-        File::open(path)
+        open_file(OpenOptions::new().read(true), path)
+    }
+
+    fn open_writable(&self, path: &Path) -> io::Result<File> {
+        open_file(OpenOptions::new().read(true).write(true), path)
     }
 
     fn lock(&self, path: &Path) -> io::Result<File> {
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(FILE_MODE)
+            .open(path)?;
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
@@ -55,7 +70,7 @@ impl Disk for RealDisk {
         }
         match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, size) {
             Ok(()) => Ok(true),
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(false),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
     }
@@ -65,16 +80,11 @@ impl Disk for RealDisk {
     }
 
     fn stat(&self, file: &File) -> io::Result<FileStat> {
-        let metadata = file.metadata()?;
-        Ok(FileStat {
-            size: metadata.len(),
-            modified_nanos: metadata
-                .mtime()
-                .saturating_mul(1_000_000_000)
-                .saturating_add(metadata.mtime_nsec()),
-            inode: metadata.ino(),
-            device: metadata.dev(),
-        })
+        file.metadata().map(|metadata| file_stat(&metadata))
+    }
+
+    fn stat_path(&self, path: &Path) -> io::Result<FileStat> {
+        fs::metadata(path).map(|metadata| file_stat(&metadata))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -91,6 +101,10 @@ impl Disk for RealDisk {
 
     fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
         fs::read_dir(path)?.map(|entry| Ok(entry?.file_name())).collect()
+    }
+
+    fn entries(&self, path: &Path) -> io::Result<Entries> {
+        Ok(Box::new(fs::read_dir(path)?.map(|entry| Ok(entry?.file_name()))))
     }
 
     fn volume(&self, path: &Path) -> io::Result<Volume> {
@@ -110,6 +124,46 @@ impl Disk for RealDisk {
         let magic = u32::try_from(magic).map_err(io::Error::other)?;
         Ok(FileSystem::from_magic(magic))
     }
+}
+
+/// Opens what has to be a file of ours. A symlink is not followed, and a pipe is not waited for.
+fn open_file(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let flags = i32::try_from(flags.bits()).expect("both are small constants");
+    let strange = || io::Error::new(io::ErrorKind::InvalidData, "it is no regular file");
+    match options.custom_flags(flags).open(path) {
+        Ok(file) if file.metadata()?.is_file() => Ok(file),
+        Ok(_strange) => Err(strange()),
+        Err(error) => {
+            let is_strange = fs::symlink_metadata(path).is_ok_and(|found| !found.is_file());
+            Err(if is_strange { strange() } else { error })
+        }
+    }
+}
+
+fn file_stat(metadata: &fs::Metadata) -> FileStat {
+    FileStat {
+        size: metadata.len(),
+        allocated: metadata.blocks().saturating_mul(STAT_BLOCK_BYTES),
+        modified_nanos: nanos(metadata.mtime(), metadata.mtime_nsec()),
+        changed_nanos: nanos(metadata.ctime(), metadata.ctime_nsec()),
+        inode: metadata.ino(),
+        device: metadata.dev(),
+    }
+}
+
+fn nanos(seconds: i64, rest: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(rest)
+}
+
+/// Lets the kernel forget what was read of a file before `offset`; a hint, so a refusal is of no matter.
+pub(super) fn let_go(file: &File, offset: u64) {
+    let _hint = rustix::fs::fadvise(file, 0, std::num::NonZeroU64::new(offset), Advice::DontNeed);
+}
+
+/// Tells the kernel that the file will be read from its beginning to its end; a hint.
+pub(super) fn read_in_order(file: &File) {
+    let _hint = rustix::fs::fadvise(file, 0, None, Advice::Sequential);
 }
 
 /// Free bytes that a new file can have. File systems that make inodes as they need them report no inodes at all.

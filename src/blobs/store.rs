@@ -5,11 +5,11 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::disk::{Disk, FileStat, Volume};
 use super::error::OpenError;
-use crate::oci::{Algorithm, Digest, DigestHasher};
+use crate::oci::{Algorithm, Digest};
 
 const LOCK_NAME: &str = "LOCK";
 /// What `LOCK` begins with, so that the lock file of another program is not taken for ours.
@@ -17,24 +17,22 @@ const LOCK_MARK: &str = "roadstead ";
 /// More of `LOCK` is never read.
 const LOCK_BYTES_MAX: u64 = 64;
 const DATABASE_NAME: &str = "roadstead.db";
-const BLOBS_NAME: &str = "blobs";
+pub(super) const BLOBS_NAME: &str = "blobs";
 const PARTIAL_NAME: &str = "partial";
-const QUARANTINE_NAME: &str = "quarantine";
+pub(super) const QUARANTINE_NAME: &str = "quarantine";
 /// What may lie in a directory that is about to become ours: the work of an opening that was cut short, and what `mkfs` leaves.
 const OWN_NAMES: [&str; 6] =
     [LOCK_NAME, DATABASE_NAME, BLOBS_NAME, PARTIAL_NAME, QUARANTINE_NAME, "lost+found"];
-/// Content is read in pieces of this size.
-const READ_BYTES: usize = 1024 * 1024;
-const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
+pub(super) const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
 
 /// The content files of one data directory.
 ///
 /// Callers make sure that at most one of them at a time publishes, quarantines or removes a given digest.
 #[derive(Debug)]
 pub struct Blobs {
-    disk: Arc<dyn Disk>,
-    root: PathBuf,
-    /// Numbers the scratch files; unique because `LOCK` is held and `partial/` is emptied at the start.
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) root: PathBuf,
+    /// Numbers the scratch files; unique because `LOCK` is held and those of others are removed at the start.
     scratch: AtomicU64,
 }
 
@@ -53,9 +51,22 @@ impl Drop for DirectoryLock {
 
 /// A file under `partial/` that is being written. It stays on the disk until it is published or discarded.
 pub struct Partial {
-    file: Arc<File>,
-    path: PathBuf,
-    allocated: bool,
+    pub(super) file: Arc<File>,
+    pub(super) path: PathBuf,
+    pub(super) allocated: bool,
+    pub(super) download: Option<Download>,
+    /// A sync failed: what was written until then may be gone, whatever a later sync says.
+    pub(super) lost: AtomicBool,
+}
+
+/// What makes a partial file one that can be continued.
+#[derive(Debug)]
+pub(super) struct Download {
+    /// As it was announced; a download of unknown size is not continued.
+    pub(super) size: Option<u64>,
+    pub(super) record: PathBuf,
+    /// There is a record on the disk.
+    pub(super) recorded: AtomicBool,
 }
 
 /// A published file.
@@ -67,7 +78,7 @@ pub struct Opened {
 
 impl Blobs {
     /// Makes `root` ours: creates what is missing, refuses directories that are foreign, in use or on a network file system, takes
-    /// the lock and removes unfinished writes. Reads no content, so it takes the same time for any number of blobs.
+    /// the lock and removes what nobody can continue. Reads no content and no record, only the names under `partial/`.
     pub fn open(disk: Arc<dyn Disk>, root: &Path) -> Result<(Self, DirectoryLock), OpenError> {
         let blobs = Self { disk, root: root.to_owned(), scratch: AtomicU64::new(0) };
         blobs.at(root, blobs.disk.create_dir(root))?;
@@ -81,11 +92,11 @@ impl Blobs {
         for directory in [root.to_owned(), root.join(BLOBS_NAME)] {
             blobs.at(&directory, blobs.disk.sync_dir(&directory))?;
         }
-        blobs.remove_unfinished()?;
+        blobs.remove_litter()?;
         Ok((blobs, lock))
     }
 
-    fn at<T>(&self, path: &Path, result: io::Result<T>) -> Result<T, OpenError> {
+    pub(super) fn at<T>(&self, path: &Path, result: io::Result<T>) -> Result<T, OpenError> {
         result.map_err(|source| OpenError::Io { path: path.to_owned(), source })
     }
 
@@ -160,22 +171,9 @@ impl Blobs {
     fn check_one_file_system(&self) -> Result<(), OpenError> {
         let mut first = None;
         for part in self.directories() {
-            let stat = self.disk.open(&part).and_then(|directory| self.disk.stat(&directory));
-            let device = self.at(&part, stat)?.device;
+            let device = self.at(&part, self.disk.stat_path(&part))?.device;
             if *first.get_or_insert(device) != device {
                 return Err(OpenError::Split { directory: self.root.clone(), part });
-            }
-        }
-        Ok(())
-    }
-
-    /// Unfinished downloads are not resumed yet; a file that cannot be removed only costs its room.
-    fn remove_unfinished(&self) -> Result<(), OpenError> {
-        let directory = self.root.join(PARTIAL_NAME);
-        for name in self.at(&directory, self.disk.list(&directory))? {
-            let path = directory.join(name);
-            if let Err(error) = self.disk.unlink(&path) {
-                tracing::warn!(path = %path.display(), %error, "an unfinished file could not be removed");
             }
         }
         Ok(())
@@ -186,7 +184,7 @@ impl Blobs {
         self.root.join(DATABASE_NAME)
     }
 
-    fn blob_path(&self, digest: &Digest) -> PathBuf {
+    pub(super) fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.blob_directory(digest).join(digest.hex())
     }
 
@@ -194,20 +192,27 @@ impl Blobs {
         self.root.join(BLOBS_NAME).join(digest.algorithm().as_str())
     }
 
-    /// Begins the download of `digest`. With a size, room for it is reserved, so that a full disk shows before the first byte.
-    pub fn create_download(&self, digest: &Digest, size: Option<u64>) -> io::Result<Partial> {
-        let name = format!("d-{}-{}", digest.algorithm().as_str(), digest.hex());
-        self.create(self.root.join(PARTIAL_NAME).join(name), size)
-    }
-
     /// Begins a small write.
     pub fn create_scratch(&self, size: u64) -> io::Result<Partial> {
-        let number = self.scratch.fetch_add(1, Ordering::Relaxed);
-        let name = format!("w-{number}");
-        self.create(self.root.join(PARTIAL_NAME).join(name), Some(size))
+        let number = self.next_number();
+        self.create(self.partial_directory().join(format!("w-{number}")), Some(size), None)
     }
 
-    fn create(&self, path: PathBuf, size: Option<u64>) -> io::Result<Partial> {
+    /// A number that no other caller has in the life of this process.
+    pub(super) fn next_number(&self) -> u64 {
+        self.scratch.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn partial_directory(&self) -> PathBuf {
+        self.root.join(PARTIAL_NAME)
+    }
+
+    pub(super) fn create(
+        &self,
+        path: PathBuf,
+        size: Option<u64>,
+        download: Option<Download>,
+    ) -> io::Result<Partial> {
         let file = match self.disk.create(&path) {
             // Nobody else writes here, so a file in the way is a leftover that could not be removed when it should have been.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -216,7 +221,8 @@ impl Blobs {
             }
             other => other?,
         };
-        let mut partial = Partial { file: Arc::new(file), path, allocated: false };
+        let lost = AtomicBool::new(false);
+        let mut partial = Partial { file: Arc::new(file), path, allocated: false, download, lost };
         if let Some(size) = size {
             match self.disk.allocate(&partial.file, size) {
                 Ok(allocated) => partial.allocated = allocated,
@@ -229,6 +235,11 @@ impl Blobs {
         Ok(partial)
     }
 
+    /// Fills all of `buffer` from `offset`.
+    pub fn read_at(&self, partial: &Partial, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.disk.read_at(&partial.file, offset, buffer)
+    }
+
     /// Writes all of `bytes` at `offset`.
     pub fn write_at(&self, partial: &Partial, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.disk.write_at(&partial.file, offset, bytes)
@@ -239,7 +250,7 @@ impl Blobs {
     ///
     /// After an error the partial file may or may not have its final name; if it has, its content was durable before.
     pub fn publish(&self, partial: &Partial, digest: &Digest, size: u64) -> io::Result<FileStat> {
-        self.disk.sync_data(&partial.file)?;
+        self.sync(partial)?;
         let stat = self.disk.stat(&partial.file)?;
         if stat.size != size {
             return Err(io::Error::new(
@@ -248,28 +259,47 @@ impl Blobs {
             ));
         }
         self.rename_durably(&partial.path, &self.blob_path(digest))?;
+        self.remove_record(partial);
         Ok(stat)
     }
 
+    /// Makes what was written durable; never after a failure, because the next call would say yes to bytes that are gone.
+    pub(super) fn sync(&self, partial: &Partial) -> io::Result<()> {
+        if partial.lost.load(Ordering::SeqCst) {
+            return Err(io::Error::other("an earlier sync of the file has failed"));
+        }
+        self.disk.sync_data(&partial.file).inspect_err(|_error| {
+            partial.lost.store(true, Ordering::SeqCst);
+        })
+    }
+
     /// Rename and directory sync in one helper, so that no caller can forget the second.
-    fn rename_durably(&self, from: &Path, to: &Path) -> io::Result<()> {
+    pub(super) fn rename_durably(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.disk.rename(from, to)?;
         self.disk.sync_dir(to.parent().expect("every name of the store is in a directory"))
     }
 
     /// Removes a partial file that will not be published; best effort, the next start removes what is left.
     pub fn discard(&self, partial: &Partial) {
-        match self.disk.unlink(&partial.path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                let path = partial.path.display();
-                tracing::warn!(%path, %error, "an unfinished file could not be removed");
-            }
+        self.remove_record(partial);
+        self.unlink_or_warn(&partial.path);
+    }
+
+    pub(super) fn unlink_or_warn(&self, path: &Path) {
+        if let Err(error) = self.unlink_if_there(path) {
+            tracing::warn!(path = %path.display(), %error, "an unfinished file could not be removed");
         }
     }
 
-    /// Opens published content; `None` if there is none.
+    pub(super) fn unlink_if_there(&self, path: &Path) -> io::Result<()> {
+        match self.disk.unlink(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens published content; `None` if there is none. That the directory is gone (unmounted, moved away) is an error, and tells
+    /// nothing about the content; what is no regular file is `InvalidData`.
     pub fn open_published(&self, digest: &Digest) -> io::Result<Option<Opened>> {
         match self.disk.open(&self.blob_path(digest)) {
             Ok(file) => {
@@ -277,7 +307,17 @@ impl Blobs {
                 let file = Arc::new(file);
                 Ok(Some(Opened { file, stat }))
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let directory = self.blob_directory(digest);
+                match self.disk.stat_path(&directory) {
+                    Ok(_there) => Ok(None),
+                    Err(error) => {
+                        let text =
+                            format!("the store's own directory {}: {error}", directory.display());
+                        Err(io::Error::other(text))
+                    }
+                }
+            }
             Err(error) => Err(error),
         }
     }
@@ -288,34 +328,6 @@ impl Blobs {
         let mut bytes = vec![0; size];
         self.disk.read_at(&opened.file, 0, &mut bytes)?;
         Ok(bytes)
-    }
-
-    /// Is an opened file, read to its end, what the digest names? One that cannot be read is not.
-    pub fn is_sound(&self, opened: &Opened, digest: &Digest) -> bool {
-        let mut hasher = DigestHasher::new(digest.algorithm());
-        let mut buffer = vec![0; READ_BYTES];
-        let mut offset = 0;
-        while offset < opened.stat.size {
-            let left = usize::try_from(opened.stat.size - offset).unwrap_or(usize::MAX);
-            let part = &mut buffer[..left.min(READ_BYTES)];
-            if let Err(error) = self.disk.read_at(&opened.file, offset, part) {
-                tracing::warn!(%digest, offset, %error, "stored content cannot be read");
-                return false;
-            }
-            hasher.update(part);
-            offset += u64::try_from(part.len()).unwrap_or(u64::MAX);
-        }
-        hasher.finish() == *digest
-    }
-
-    /// Takes damaged content out of `blobs/` and keeps it for the operator, the last of each digest.
-    pub fn quarantine(&self, digest: &Digest) -> io::Result<()> {
-        let name = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
-        let target = self.root.join(QUARANTINE_NAME).join(name);
-        match self.rename_durably(&self.blob_path(digest), &target) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
     }
 
     /// Room on the file system of the store.
@@ -330,6 +342,11 @@ impl Partial {
         Arc::clone(&self.file)
     }
 
+    /// Is it a download whose bytes can be recorded?
+    pub fn can_be_continued(&self) -> bool {
+        self.download.as_ref().is_some_and(|download| download.size.is_some())
+    }
+
     /// Is the room for the whole file reserved on the disk?
     pub fn is_allocated(&self) -> bool {
         self.allocated
@@ -340,9 +357,4 @@ impl fmt::Debug for Partial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Partial").field("path", &self.path).finish()
     }
-}
-
-/// Did the write fail for want of room (also quota)? Then content passes through uncached for a while.
-pub(crate) fn is_no_space(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

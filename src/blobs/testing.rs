@@ -2,15 +2,20 @@
 //!
 //! Not part of the program's surface; public so that tests of the whole can reach it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::disk::{Disk, FileStat, Volume};
+use super::disk::{Disk, Entries, FileStat, Volume};
 use super::file_system::FileSystem;
+
+/// Larger files that a rename replaces are kept as links, smaller ones in memory.
+const KEPT_BYTES_MAX: u64 = 64 * 1024;
 
 /// The operations of [`Disk`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,6 +42,8 @@ pub enum Operation {
 pub enum Fault {
     /// ENOSPC
     NoSpace,
+    /// EDQUOT
+    Quota,
     /// EIO
     Io,
     /// EROFS
@@ -48,10 +55,16 @@ pub enum Fault {
 }
 
 impl Fault {
-    fn error(self) -> io::Error {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::NoSpace, Self::Quota, Self::Io, Self::ReadOnly, Self::Denied, Self::TooManyFiles];
+
+    /// The error as the system reports it.
+    pub fn error(self) -> io::Error {
         use rustix::io::Errno;
         let errno = match self {
             Self::NoSpace => Errno::NOSPC,
+            Self::Quota => Errno::DQUOT,
             Self::Io => Errno::IO,
             Self::ReadOnly => Errno::ROFS,
             Self::Denied => Errno::ACCESS,
@@ -89,16 +102,15 @@ struct State {
     volume: Option<Volume>,
     file_system: Option<FileSystem>,
     elsewhere: Option<u64>,
+    unreserved: bool,
     unsynced: Unsynced,
 }
 
 /// What a loss of power would take away.
 #[derive(Debug, Default)]
 struct Unsynced {
-    /// Files by inode whose bytes are not durable.
-    dirty: HashSet<u64>,
-    /// Files whose sync failed: nothing makes their bytes durable any more.
-    lost: HashSet<u64>,
+    /// Files by inode with what of them is not durable.
+    dirty: HashMap<u64, Dirty>,
     /// Names by inode, as they are now.
     paths: HashMap<u64, PathBuf>,
     /// Renames whose directory is not synced, in order, with a link to what the target was before.
@@ -106,11 +118,30 @@ struct Unsynced {
     links: u64,
 }
 
+/// What of a file is not durable.
+#[derive(Debug, Default)]
+struct Dirty {
+    /// Written since the last sync.
+    written: Vec<Range<u64>>,
+    /// Written before a sync that failed: nothing makes these bytes durable any more, but to write them again.
+    lost: Vec<Range<u64>>,
+    /// The length that is durable.
+    length: u64,
+}
+
 #[derive(Debug)]
 struct Rename {
     from: PathBuf,
     to: PathBuf,
-    replaced: Option<PathBuf>,
+    replaced: Option<Replaced>,
+}
+
+/// What a name stood for before a rename.
+#[derive(Debug)]
+enum Replaced {
+    Link(PathBuf),
+    /// Of a small file: a link beside it would be taken for litter by whoever counts what is left.
+    Bytes(Vec<u8>),
 }
 
 impl FaultyDisk {
@@ -139,6 +170,11 @@ impl FaultyDisk {
         self.state().injected
     }
 
+    /// Operations since the last plan was made, of the planned kind if it has one; also those that did not fail.
+    pub fn counted(&self) -> u64 {
+        self.state().counted
+    }
+
     /// Reports this volume instead of the real one.
     pub fn set_volume(&self, volume: Option<Volume>) {
         self.state().volume = volume;
@@ -154,22 +190,46 @@ impl FaultyDisk {
         self.state().elsewhere = Some(inode);
     }
 
+    /// Reserves no room any more, as a file system without such an operation, so that a lack of room shows in the middle of a file.
+    pub fn reserve_nothing(&self) {
+        self.state().unreserved = true;
+    }
+
     /// Leaves the files as a loss of power may leave them: content that was not synced is gone, renames whose directory was not
     /// synced did not happen. For use when nothing works on the disk any more.
     pub fn cut_power(&self) -> io::Result<()> {
+        self.cut_power_after(0)
+    }
+
+    /// The same, but as many renames of those whose directory was not synced did happen, in their order: a loss of power may take
+    /// any number of them.
+    pub fn cut_power_after(&self, renames: usize) -> io::Result<()> {
         let mut state = self.state();
         let unsynced = std::mem::take(&mut state.unsynced);
-        for inode in unsynced.dirty.iter().chain(&unsynced.lost) {
-            if let Some(path) = unsynced.paths.get(inode)
-                && let Ok(file) = OpenOptions::new().write(true).open(path)
-            {
-                file.set_len(0)?;
+        for (inode, dirty) in &unsynced.dirty {
+            let Some(path) = unsynced.paths.get(inode) else { continue };
+            let Ok(file) = OpenOptions::new().write(true).open(path) else { continue };
+            if file.metadata()?.ino() != *inode {
+                continue;
             }
+            for part in dirty.written.iter().chain(&dirty.lost) {
+                let length = usize::try_from(part.end - part.start).map_err(io::Error::other)?;
+                file.write_all_at(&vec![0; length], part.start)?;
+            }
+            file.set_len(dirty.length)?;
         }
-        for rename in unsynced.renames.into_iter().rev() {
+        for (number, rename) in unsynced.renames.into_iter().enumerate().rev() {
+            if number < renames {
+                if let Some(Replaced::Link(link)) = rename.replaced {
+                    fs::remove_file(link)?;
+                }
+                continue;
+            }
             fs::rename(&rename.to, &rename.from)?;
-            if let Some(replaced) = rename.replaced {
-                fs::rename(replaced, &rename.to)?;
+            match rename.replaced {
+                Some(Replaced::Link(link)) => fs::rename(link, &rename.to)?,
+                Some(Replaced::Bytes(bytes)) => fs::write(&rename.to, bytes)?,
+                None => {}
             }
         }
         Ok(())
@@ -210,7 +270,6 @@ impl Disk for FaultyDisk {
         let mut state = self.state();
         // The number may have belonged to a file that is gone.
         state.unsynced.dirty.remove(&inode);
-        state.unsynced.lost.remove(&inode);
         state.unsynced.paths.insert(inode, path.to_owned());
         drop(state);
         Ok(file)
@@ -221,14 +280,29 @@ impl Disk for FaultyDisk {
         self.inner.open(path)
     }
 
+    fn open_writable(&self, path: &Path) -> io::Result<File> {
+        self.check(Operation::Open)?;
+        let file = self.inner.open_writable(path)?;
+        let inode = self.inode(&file)?;
+        self.state().unsynced.paths.insert(inode, path.to_owned());
+        Ok(file)
+    }
+
     fn lock(&self, path: &Path) -> io::Result<File> {
         self.check(Operation::Lock)?;
         self.inner.lock(path)
     }
 
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let inode = self.inode(file)?;
-        self.state().unsynced.dirty.insert(inode);
+        let before = self.inner.stat(file)?;
+        let end = offset + u64::try_from(bytes.len()).map_err(io::Error::other)?;
+        let mut state = self.state();
+        let fresh = || Dirty { length: before.size, ..Dirty::default() };
+        let dirty = state.unsynced.dirty.entry(before.inode).or_insert_with(fresh);
+        // What is written anew can be made durable anew; that a half of it may be lost is left out.
+        dirty.lost.retain(|part| !(offset <= part.start && part.end <= end));
+        dirty.written.push(offset..end);
+        drop(state);
         if let Err(error) = self.check(Operation::Write) {
             self.inner.write_at(file, offset, &bytes[..bytes.len() / 2])?;
             return Err(error);
@@ -243,23 +317,43 @@ impl Disk for FaultyDisk {
 
     fn allocate(&self, file: &File, size: u64) -> io::Result<bool> {
         self.check(Operation::Allocate)?;
+        if self.state().unreserved {
+            return Ok(false);
+        }
         self.inner.allocate(file, size)
     }
 
     fn sync_data(&self, file: &File) -> io::Result<()> {
         let inode = self.inode(file)?;
         if let Err(error) = self.check(Operation::SyncData) {
-            self.state().unsynced.lost.insert(inode);
+            if let Some(dirty) = self.state().unsynced.dirty.get_mut(&inode) {
+                let written = std::mem::take(&mut dirty.written);
+                dirty.lost.extend(written);
+            }
             return Err(error);
         }
         self.inner.sync_data(file)?;
-        self.state().unsynced.dirty.remove(&inode);
+        let length = self.inner.stat(file)?.size;
+        let mut state = self.state();
+        if let Some(dirty) = state.unsynced.dirty.get_mut(&inode) {
+            dirty.written.clear();
+            dirty.length = length;
+            if dirty.lost.is_empty() {
+                state.unsynced.dirty.remove(&inode);
+            }
+        }
+        drop(state);
         Ok(())
     }
 
     fn stat(&self, file: &File) -> io::Result<FileStat> {
         self.check(Operation::Stat)?;
-        let mut stat = self.inner.stat(file)?;
+        self.inner.stat(file)
+    }
+
+    fn stat_path(&self, path: &Path) -> io::Result<FileStat> {
+        self.check(Operation::Stat)?;
+        let mut stat = self.inner.stat_path(path)?;
         if self.state().elsewhere == Some(stat.inode) {
             stat.device = !stat.device;
         }
@@ -269,14 +363,16 @@ impl Disk for FaultyDisk {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.check(Operation::Rename)?;
         let mut state = self.state();
-        let replaced = if to.exists() {
-            state.unsynced.links += 1;
-            let name = format!(".replaced-{}", state.unsynced.links);
-            let link = to.with_file_name(name);
-            fs::hard_link(to, &link)?;
-            Some(link)
-        } else {
-            None
+        let replaced = match fs::metadata(to) {
+            Ok(found) if found.len() <= KEPT_BYTES_MAX => Some(Replaced::Bytes(fs::read(to)?)),
+            Ok(_large) => {
+                state.unsynced.links += 1;
+                let name = format!(".replaced-{}", state.unsynced.links);
+                let link = to.with_file_name(name);
+                fs::hard_link(to, &link)?;
+                Some(Replaced::Link(link))
+            }
+            Err(_nothing) => None,
         };
         self.inner.rename(from, to)?;
         let known = state.unsynced.paths.values_mut().find(|path| *path == from);
@@ -297,20 +393,30 @@ impl Disk for FaultyDisk {
             .partition(|rename| rename.to.parent() == Some(path));
         state.unsynced.renames = open;
         drop(state);
-        for link in durable.into_iter().filter_map(|rename| rename.replaced) {
-            fs::remove_file(link)?;
+        for rename in durable {
+            if let Some(Replaced::Link(link)) = rename.replaced {
+                fs::remove_file(link)?;
+            }
         }
         Ok(())
     }
 
     fn unlink(&self, path: &Path) -> io::Result<()> {
         self.check(Operation::Unlink)?;
-        self.inner.unlink(path)
+        self.inner.unlink(path)?;
+        // A removal is durable at once here, so how the name came to be is of no matter any more.
+        self.state().unsynced.renames.retain(|rename| rename.to != path);
+        Ok(())
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
         self.check(Operation::List)?;
         self.inner.list(path)
+    }
+
+    fn entries(&self, path: &Path) -> io::Result<Entries> {
+        self.check(Operation::List)?;
+        self.inner.entries(path)
     }
 
     fn volume(&self, path: &Path) -> io::Result<Volume> {

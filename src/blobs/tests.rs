@@ -109,7 +109,7 @@ fn damage_goes_to_quarantine_and_a_second_time_is_no_error() {
 }
 
 #[test]
-fn a_start_removes_unfinished_files_and_keeps_content() {
+fn a_start_removes_files_without_a_record_and_keeps_content() {
     let root = tempfile::tempdir().unwrap();
     let digest = {
         let (blobs, _lock) = open(real(), root.path());
@@ -189,8 +189,7 @@ fn a_disk_mounted_on_a_part_of_the_directory_is_refused() {
     drop(open(real(), root.path()));
     let part = root.path().join("blobs/sha256");
     let disk = FaultyDisk::new(real());
-    let directory = real().open(&part).unwrap();
-    disk.set_elsewhere(real().stat(&directory).unwrap().inode);
+    disk.set_elsewhere(real().stat_path(&part).unwrap().inode);
     let error = Blobs::open(disk, root.path()).unwrap_err();
     assert!(matches!(error, OpenError::Split { .. }), "{error}");
     assert!(error.to_string().contains(part.to_str().unwrap()));

@@ -85,6 +85,11 @@ impl Slots {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Has somebody got it?
+    pub(super) fn is_taken(&self, digest: &Digest) -> bool {
+        self.entries().contains(digest)
+    }
+
     /// `None` if somebody has it.
     pub(super) fn take(&self, digest: &Digest) -> Option<Slot> {
         self.entries().insert(*digest).then(|| Slot { slots: self.clone(), digest: *digest })

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::error::Error;
 use super::store::Content;
-use crate::blobs::{Blobs, FileStat};
+use crate::blobs::{self, Blobs, FileStat};
 use crate::metadata::{FileMark, Proof, RepositoryKey, RevisionCommit};
 use crate::oci::{Digest, MediaType};
 
@@ -68,28 +68,32 @@ impl Content {
     }
 
     /// Reads content of known size. What is not whole is looked at again under the lock, because a commit may have come between
-    /// row and file; what is still wrong is put aside.
+    /// row and file, and a disk may have had a bad moment; what is still wrong is put aside.
     async fn read_whole(&self, digest: &Digest, size: u64) -> Result<Option<Bytes>, Error> {
-        if let Found::Whole(bytes) = self.look(digest, size).await? {
+        if let Ok(Found::Whole(bytes)) = self.look(digest, size).await? {
             return Ok(Some(bytes));
         }
         let (content, digest) = (self.clone(), *digest);
         self.detached(async move {
             let locked = content.lock(&digest).await;
             let damaged = match content.look(&digest, size).await? {
-                Found::Whole(bytes) => return Ok(Some(bytes)),
-                Found::Missing => false,
-                Found::Damaged => true,
+                Ok(Found::Whole(bytes)) => return Ok(Some(bytes)),
+                Ok(Found::Missing) => false,
+                Ok(Found::Damaged) => true,
+                Err(error) => {
+                    content.cannot_read(&digest, &error);
+                    return Ok(None);
+                }
             };
-            content.mark_absent(&locked, damaged).await?;
+            content.mark_absent(&locked, damaged).await;
             Ok(None)
         })
         .await
     }
 
-    async fn look(&self, digest: &Digest, size: u64) -> Result<Found, Error> {
+    async fn look(&self, digest: &Digest, size: u64) -> Result<std::io::Result<Found>, Error> {
         let (blobs, digest) = (self.blobs(), *digest);
-        self.blocking(move || read_verified(&blobs, &digest, size)).await
+        self.blocking(move || Ok(read_verified(&blobs, &digest, size))).await
     }
 
     /// Stores a manifest, bytes first, rows after, and answers when both are there. `bytes` are what `commit.digest` names: the
@@ -156,22 +160,26 @@ fn write_scratch(
 }
 
 fn read_verified(blobs: &Blobs, digest: &Digest, size: u64) -> std::io::Result<Found> {
-    let Some(opened) = blobs.open_published(digest)? else {
-        return Ok(Found::Missing);
+    let opened = match blobs.open_published(digest) {
+        Ok(Some(opened)) => opened,
+        Ok(None) => return Ok(Found::Missing),
+        Err(error) if blobs::is_no_file(&error) => return Ok(Found::Damaged),
+        Err(error) => return Err(error),
     };
     if opened.stat.size != size {
         return Ok(Found::Damaged);
     }
-    match blobs.read(&opened) {
-        Ok(bytes) if Digest::of(digest.algorithm(), &bytes) == *digest => {
-            Ok(Found::Whole(bytes.into()))
+    let bytes = match blobs.read(&opened) {
+        // It became shorter since it was opened.
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            return Ok(Found::Damaged);
         }
-        Ok(_) => Ok(Found::Damaged),
-        // A sector that cannot be read is damage like any other.
-        Err(error) => {
-            tracing::warn!(%digest, %error, "stored content cannot be read");
-            Ok(Found::Damaged)
-        }
+        read => read?,
+    };
+    if Digest::of(digest.algorithm(), &bytes) == *digest {
+        Ok(Found::Whole(bytes.into()))
+    } else {
+        Ok(Found::Damaged)
     }
 }
 

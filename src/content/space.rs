@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::blobs::{Blobs, Volume};
+use crate::blobs::{self, Blobs, Volume};
 
 /// Share of the file system that is left free by default.
 pub const MIN_FREE_PERCENT: u8 = 10;
@@ -22,6 +22,9 @@ const UNKNOWN_SIZE: u64 = 1024 * 1024;
 const SAMPLE_FOR: Duration = Duration::from_secs(1);
 /// After a write that found no room nothing is admitted for this long, because a quota does not show in the figures.
 const FULL_FOR: Duration = Duration::from_secs(5);
+
+/// After an open or create that found no descriptor nothing is admitted for this long: others need those that come free.
+const OUT_OF_DESCRIPTORS_FOR: Duration = Duration::from_secs(1);
 
 /// How much of the file system is left free.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,6 +63,7 @@ struct State {
     /// Promised and not reserved on the disk.
     unreserved: u64,
     full_until: Option<Instant>,
+    out_of_descriptors_until: Option<Instant>,
 }
 
 /// Room that is promised to one stage.
@@ -93,13 +97,33 @@ impl Space {
         Some(Promise { space: Arc::clone(self), bytes, reserved: false })
     }
 
-    /// A write failed: if for want of room, believe it for a while.
+    /// An operation failed: if for want of room or descriptors, believe it for a while.
     pub(super) fn note_failure(&self, error: &io::Error) {
-        if crate::blobs::is_no_space(error) {
+        if blobs::is_no_space(error) {
             let mut state = self.state();
             state.full_until = Some(Instant::now() + FULL_FOR);
             state.sample = None;
+        } else if blobs::is_out_of_descriptors(error) {
+            self.state().out_of_descriptors_until = Some(Instant::now() + OUT_OF_DESCRIPTORS_FOR);
         }
+    }
+
+    /// Would there be room for `size` bytes if `reclaimed` were free? `None`: room is not what is wanting.
+    pub(super) fn would_fit(&self, size: Option<u64>, reclaimed: u64) -> Option<bool> {
+        let mut state = self.state();
+        if state.is_out_of_descriptors() {
+            return None;
+        }
+        let volume = self.sample(&mut state)?;
+        let free = state.unpromised(volume).saturating_add(reclaimed);
+        Some(free >= self.wanted(volume, size.unwrap_or(UNKNOWN_SIZE)))
+    }
+
+    /// Something was removed: what was believed of the disk holds no more.
+    pub(super) fn note_removal(&self) {
+        let mut state = self.state();
+        state.full_until = None;
+        state.sample = None;
     }
 
     /// Bytes that are free and bytes that are left to others.
@@ -116,15 +140,18 @@ impl Space {
     }
 
     fn has_room(&self, state: &mut State, bytes: u64) -> bool {
-        if state.full_until.is_some_and(|until| Instant::now() < until) {
+        let full = state.full_until.is_some_and(|until| Instant::now() < until);
+        if full || state.is_out_of_descriptors() {
             return false;
         }
         let Some(volume) = self.sample(state) else {
             return false;
         };
-        let promised = state.since_sample.saturating_add(state.unreserved);
-        let free = volume.free.saturating_sub(promised);
-        free >= self.min_free.bytes(volume.total).saturating_add(bytes)
+        state.unpromised(volume) >= self.wanted(volume, bytes)
+    }
+
+    fn wanted(&self, volume: Volume, bytes: u64) -> u64 {
+        self.min_free.bytes(volume.total).saturating_add(bytes)
     }
 
     fn sample(&self, state: &mut State) -> Option<Volume> {
@@ -138,6 +165,16 @@ impl Space {
         state.sample = Some((now, volume));
         state.since_sample = 0;
         Some(volume)
+    }
+}
+
+impl State {
+    fn is_out_of_descriptors(&self) -> bool {
+        self.out_of_descriptors_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    fn unpromised(&self, volume: Volume) -> u64 {
+        volume.free.saturating_sub(self.since_sample.saturating_add(self.unreserved))
     }
 }
 
@@ -229,6 +266,29 @@ mod tests {
         space.note_failure(&io::ErrorKind::QuotaExceeded.into());
         assert!(!space.admits(None));
         tokio::time::advance(FULL_FOR).await;
+        assert!(space.admits(None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn want_of_descriptors_is_believed_for_a_moment_and_no_removal_ends_it() {
+        let (space, ..) = space(MinFree::Default, 90 * MIB);
+        space.note_failure(&Fault::TooManyFiles.error());
+        assert!(!space.admits(None));
+        assert_eq!(space.would_fit(None, 0), None);
+        space.note_removal();
+        assert!(!space.admits(None));
+        tokio::time::advance(OUT_OF_DESCRIPTORS_FOR).await;
+        assert!(space.admits(None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_could_be_reclaimed_counts() {
+        let (space, ..) = space(MinFree::Default, 12 * MIB);
+        assert_eq!(space.would_fit(Some(5 * MIB), 3 * MIB - 1), Some(false));
+        assert_eq!(space.would_fit(Some(5 * MIB), 3 * MIB), Some(true));
+        space.note_failure(&io::ErrorKind::StorageFull.into());
+        assert!(!space.admits(None));
+        space.note_removal();
         assert!(space.admits(None));
     }
 

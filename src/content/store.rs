@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -12,13 +12,15 @@ use tokio_util::task::TaskTracker;
 
 use super::error::{Error, OpenError};
 use super::lock::{Locked, Locks, Slots};
-use super::metrics::{Metrics, Mismatch};
+use super::metrics::Metrics;
 use super::small::mark;
 use super::space::{MinFree, Space};
 use super::stage::Stage;
-use crate::blobs::{Blobs, DirectoryLock, Disk, Opened, RealDisk};
+use super::unfinished::Leftovers;
+use super::unreadable::Unreadable;
+use crate::blobs::{Blobs, DirectoryLock, Disk, RealDisk};
 use crate::clock::Clock;
-use crate::metadata::{self, BlobRecord, Metadata, RepositoryKey};
+use crate::metadata::{self, Metadata};
 use crate::oci::Digest;
 use crate::span::Span;
 
@@ -34,6 +36,8 @@ pub struct Settings {
     pub data: PathBuf,
     pub min_free: MinFree,
     pub manifest_cache_bytes: u64,
+    /// Moves a metadata file that is damaged aside and begins a new one; else it is an error, and nothing is changed.
+    pub begin_anew: bool,
 }
 
 impl Settings {
@@ -43,16 +47,9 @@ impl Settings {
             data,
             min_free: MinFree::default(),
             manifest_cache_bytes: MANIFEST_CACHE_BYTES_DEFAULT,
+            begin_anew: true,
         }
     }
-}
-
-/// What is known of a blob, with its bytes if the repository may have them.
-#[derive(Clone, Debug)]
-pub struct BlobLookup {
-    pub record: BlobRecord,
-    /// The whole content: present, of the recorded size, and a member of the repository.
-    pub span: Option<Span>,
 }
 
 /// The store. Clones are handles to the same store.
@@ -64,7 +61,9 @@ struct Inner {
     metadata: Metadata,
     space: Arc<Space>,
     locks: Locks,
+    leftovers: Arc<Leftovers>,
     slots: Slots,
+    unreadable: Unreadable,
     manifests: Cache<Digest, Bytes>,
     metrics: Metrics,
     tasks: TaskTracker,
@@ -93,10 +92,15 @@ impl Content {
         metrics_registry: &mut Registry,
     ) -> Result<Self, OpenError> {
         let (blobs, directory_lock) = Blobs::open(disk, &settings.data)?;
-        let rows = metadata::Settings::new(blobs.database_path());
-        let metadata = Metadata::open(rows, clock, metrics_registry)?;
+        let mut rows = metadata::Settings::new(blobs.database_path());
+        rows.begin_anew = settings.begin_anew;
+        let metadata = Metadata::open(rows, Arc::clone(&clock), metrics_registry)?;
         let blobs = Arc::new(blobs);
         let space = Arc::new(Space::new(Arc::clone(&blobs), settings.min_free));
+        let slots = Slots::default();
+        let leftovers =
+            Leftovers::new(Arc::clone(&blobs), slots.clone(), Arc::clone(&space), clock);
+        let leftovers = Arc::new(leftovers);
         let metrics = Metrics::new(metrics_registry, Arc::clone(&space));
         let manifests = Cache::builder()
             .max_capacity(settings.manifest_cache_bytes)
@@ -110,7 +114,9 @@ impl Content {
             metadata,
             space,
             locks: Locks::default(),
-            slots: Slots::default(),
+            leftovers,
+            slots,
+            unreadable: Unreadable::default(),
             manifests,
             metrics,
             tasks,
@@ -123,6 +129,11 @@ impl Content {
         self.0.metadata.close().await;
         let lock = self.0.directory_lock.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(lock);
+    }
+
+    /// Was the metadata file unusable when the store was opened? Then a new one was begun, and this is where the old one is now.
+    pub fn lost_metadata(&self) -> Option<&Path> {
+        self.0.metadata.lost()
     }
 
     /// The rows.
@@ -145,6 +156,22 @@ impl Content {
 
     pub(super) fn manifests(&self) -> &Cache<Digest, Bytes> {
         &self.0.manifests
+    }
+
+    pub(super) fn unreadable(&self) -> &Unreadable {
+        &self.0.unreadable
+    }
+
+    pub(super) fn slots(&self) -> &Slots {
+        &self.0.slots
+    }
+
+    pub(super) fn tasks(&self) -> &TaskTracker {
+        &self.0.tasks
+    }
+
+    pub(super) fn leftovers(&self) -> Arc<Leftovers> {
+        Arc::clone(&self.0.leftovers)
     }
 
     pub(super) async fn lock(&self, digest: &Digest) -> Locked {
@@ -173,121 +200,19 @@ impl Content {
         }
     }
 
-    /// What is known of the digest as content of the repository, with its bytes if they are here and the repository may have them.
-    /// The file's length is checked; one that is missing or wrong makes the content "not present".
-    pub async fn open_blob(
-        &self,
-        repository: &RepositoryKey,
-        digest: &Digest,
-    ) -> Result<BlobLookup, Error> {
-        let mut record = self.metadata().blob(repository, digest).await?;
-        let (true, Some(_proof), Some(size)) = (record.present, record.proof, record.size) else {
-            return Ok(BlobLookup { record, span: None });
-        };
-        let (blobs, wanted) = (self.blobs(), *digest);
-        let opened = self.blocking(move || blobs.open_published(&wanted)).await?;
-        let opened = match opened {
-            Some(opened) if opened.stat.size == size => Some(opened),
-            _ => self.heal(digest, size).await?,
-        };
-        record.present = opened.is_some();
-        let span = opened.map(|opened| Span::new(opened.file, 0, opened.stat.size));
-        Ok(BlobLookup { record, span })
-    }
-
-    /// The file of a row "present" was missing or had another length. Looks again under the lock, because a commit may have come
-    /// between row and file; what is still wrong is put aside, and the row says so.
-    pub(super) async fn heal(&self, digest: &Digest, size: u64) -> Result<Option<Opened>, Error> {
-        let (content, wanted) = (self.clone(), *digest);
-        self.detached(async move {
-            let locked = content.lock(&wanted).await;
-            let blobs = content.blobs();
-            let opened = content.blocking(move || blobs.open_published(&wanted)).await?;
-            match opened {
-                Some(opened) if opened.stat.size == size => Ok(Some(opened)),
-                found => {
-                    content.mark_absent(&locked, found.is_some()).await?;
-                    Ok(None)
-                }
-            }
-        })
-        .await
-    }
-
-    /// Reads all of a digest's content and compares. `false`: it is not here, or was damaged and has been put aside. For whoever
-    /// could not read a span to its end, and for a scrub.
-    pub async fn verify(&self, digest: &Digest) -> Result<bool, Error> {
-        let size = match self.metadata().object(digest).await? {
-            Some(object) if object.present => object.size,
-            _ => return Ok(false),
-        };
-        let (content, digest) = (self.clone(), *digest);
-        self.detached(async move {
-            let locked = content.lock(&digest).await;
-            let blobs = content.blobs();
-            let sound = content
-                .blocking(move || match blobs.open_published(&digest)? {
-                    Some(opened) if size.is_none_or(|size| size == opened.stat.size) => {
-                        Ok(Some(blobs.is_sound(&opened, &digest)))
-                    }
-                    Some(_) => Ok(Some(false)),
-                    None => Ok(None),
-                })
-                .await?;
-            if sound != Some(true) {
-                content.mark_absent(&locked, sound.is_some()).await?;
-            }
-            Ok(sound == Some(true))
-        })
-        .await
-    }
-
-    /// The content of a locked digest is not here, or damaged: row first, then the bytes. A file that cannot be moved does no harm
-    /// any more, and the next download renames over it.
-    pub(super) async fn mark_absent(&self, locked: &Locked, damaged: bool) -> Result<(), Error> {
-        let digest = *locked.digest();
-        tracing::warn!(%digest, damaged, "stored content is gone or damaged; it will be fetched again");
-        if damaged {
-            self.metrics().count_mismatch(Mismatch::Disk);
-        }
-        self.manifests().invalidate(&digest);
-        self.metadata().set_absent(&digest, damaged).await?;
-        if damaged {
-            let blobs = self.blobs();
-            let moved = self.blocking(move || blobs.quarantine(&digest)).await;
-            if let Err(error) = moved {
-                tracing::warn!(%digest, %error, "damaged content could not be put into quarantine");
-            }
-        }
-        Ok(())
-    }
-
-    /// Is there room for `size` bytes (`None`: not known) above `min_free`? Cheap enough for every request.
+    /// Is there room for `size` bytes (`None`: not known) above `min_free`? Cheap enough for every request. If not, unfinished
+    /// downloads that nobody goes on with make room behind the answer, for the requests after this one.
     pub fn admits(&self, size: Option<u64>) -> bool {
-        self.0.space.admits(size)
+        let admitted = self.0.space.admits(size);
+        if !admitted {
+            self.0.leftovers.make_room_behind(size, &self.0.tasks);
+        }
+        admitted
     }
 
     /// Free bytes on the disk, and how many of them are left to others.
     pub fn free_space(&self) -> (u64, u64) {
         self.0.space.figures()
-    }
-
-    /// Begins to store a download. `NoSpace` below `min_free`, `Busy` while another stage of the digest lives.
-    pub async fn stage(&self, digest: &Digest, size: Option<u64>) -> Result<Stage, Error> {
-        let slot = self.0.slots.take(digest).ok_or(Error::Busy)?;
-        let mut promise = self.0.space.promise(size).ok_or(Error::NoSpace)?;
-        let (blobs, tasks) = (self.blobs(), self.0.tasks.clone());
-        self.blocking(move || {
-            let partial = blobs
-                .create_download(slot.digest(), size)
-                .inspect_err(|error| promise.space().note_failure(error))?;
-            if partial.is_allocated() {
-                promise.reserved();
-            }
-            // If the caller has gone meanwhile, the stage is dropped with the result, and its file with it.
-            Ok(Stage::new(blobs, partial, promise, slot, tasks))
-        })
-        .await
     }
 
     /// Makes a whole and verified download durable and present. The file must have `size` bytes.
@@ -300,6 +225,7 @@ impl Content {
             let digest = *stage.digest();
             let locked = content.lock(&digest).await;
             let (file, stat) = content.blocking(move || stage.publish(size)).await?;
+            content.unreadable().forget(&digest);
             content.metadata().set_stored(&digest, size, Some(mark(stat))).await?;
             drop(locked);
             Ok(Span::new(file, 0, size))

@@ -25,6 +25,7 @@ pub(super) const MANIFEST: &[u8] = b"{ \"any\": \"bytes\", kept exactly }";
 pub(super) struct Store {
     pub(super) content: Content,
     tasks: TaskTracker,
+    pub(super) clock: ManualClock,
     pub(super) registry: Registry,
 }
 
@@ -48,10 +49,11 @@ impl Store {
     }
 
     fn try_open(disk: Arc<dyn Disk>, settings: Settings) -> Result<Self, OpenError> {
-        let clock = Arc::new(ManualClock::starting_at(Timestamp::from_millis(1)));
+        let clock = ManualClock::starting_at(Timestamp::from_millis(1));
         let (tasks, mut registry) = (TaskTracker::new(), Registry::default());
-        let content = Content::open_on(disk, settings, clock, tasks.clone(), &mut registry)?;
-        Ok(Self { content, tasks, registry })
+        let time = Arc::new(clock.clone());
+        let content = Content::open_on(disk, settings, time, tasks.clone(), &mut registry)?;
+        Ok(Self { content, tasks, clock, registry })
     }
 
     /// Waits for what is still running.
@@ -533,9 +535,26 @@ async fn a_directory_that_cannot_be_used_is_refused_in_one_line() {
         only: Some(Operation::CreateDir),
     });
     assert!(refusal(disk).contains("run: chown -R "));
-    fs::write(root.path().join("data/roadstead.db"), b"junk").unwrap();
-    assert!(refusal(Arc::new(RealDisk)).contains("not a readable database"));
     fs::remove_dir_all(root.path().join("data")).unwrap();
     fs::create_dir_all(root.path().join("data/docker")).unwrap();
     assert!(refusal(Arc::new(RealDisk)).contains("not a roadstead store"));
+}
+
+#[tokio::test]
+async fn nothing_of_the_store_is_for_others_also_in_a_directory_that_is() {
+    use std::os::unix::fs::PermissionsExt;
+    let root = tempfile::tempdir().unwrap();
+    let data = root.path().join("data");
+    fs::create_dir(&data).unwrap();
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).unwrap();
+    let store = Store::open(root.path());
+    store_manifest(&store).await.unwrap();
+    download(&store, LAYER).await.unwrap();
+    let names = ["LOCK", "roadstead.db", "roadstead.db-wal", "roadstead.db-shm", "blobs"];
+    let files = names.map(|name| data.join(name)).into_iter();
+    for path in files.chain([blob_path(root.path(), LAYER), blob_path(root.path(), MANIFEST)]) {
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{} has {mode:o}", path.display());
+    }
+    store.finish().await;
 }

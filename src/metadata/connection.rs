@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,18 +12,20 @@ use super::error::OpenError;
 use super::schema::{self, MIGRATIONS, sql_error};
 
 /// What every SQLite database begins with (SQLite file format, "Magic header string").
-const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+pub(super) const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 /// How long a statement waits for another program that holds the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Page cache of a connection; the rest is mapped, so that it is the kernel's memory and not ours.
+/// Page cache of a connection; beyond it the kernel's page cache serves.
 const CACHE_KIB: i64 = 2 * 1024;
-const MAPPED_BYTES: i64 = 256 * 1024 * 1024;
 /// Pages in the write-ahead log (of 4 KiB) from which the writer moves them into the database.
 const CHECKPOINT_PAGES: i64 = 2000;
 /// The write-ahead log is cut to this after a checkpoint.
 const JOURNAL_BYTES_MAX: i64 = 64 * 1024 * 1024;
 /// Prepared statements kept per connection; more than the room has.
 const STATEMENTS_MAX: usize = 64;
+/// The rows tell who may have what, so the file is the owner's alone, whatever the directory lets through. SQLite gives the files
+/// beside it the same mode.
+const FILE_MODE: u32 = 0o600;
 
 /// Opens the database for writing, makes or migrates its tables.
 pub(super) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
@@ -33,9 +36,8 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
 pub(super) fn open_writer_with(path: &Path, migrations: &[&str]) -> Result<Connection, OpenError> {
     check_file(path)?;
     let failed = |error| sql_error(path, error);
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-        | OpenFlags::SQLITE_OPEN_CREATE
-        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    create_private(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
     let mut connection = Connection::open_with_flags(path, flags).map_err(failed)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
     schema::prepare(&mut connection, path, migrations)?;
@@ -69,12 +71,21 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
-    connection.pragma_update(None, "mmap_size", MAPPED_BYTES)?;
+    // Never mapped: a page that the device cannot give would kill the process (SIGBUS), where a read only fails.
+    connection.pragma_update(None, "mmap_size", 0)?;
     connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     connection.pragma_update(None, "journal_size_limit", JOURNAL_BYTES_MAX)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     Ok(())
+}
+
+/// Makes an empty file for the owner alone if there is none; an empty file is an empty database.
+pub(super) fn create_private(path: &Path) -> io::Result<()> {
+    match OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses files that are no database, with the operating system's own words where it refuses us. Done before SQLite opens the

@@ -275,3 +275,61 @@ async fn many_writers_and_more_than_the_queue_holds_are_all_answered() {
     assert_eq!(usage.objects, WRITERS as u64);
     store.close().await;
 }
+
+#[tokio::test]
+async fn an_end_that_cannot_be_written_counts_all_the_same_and_is_written_later() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open_at(root.path());
+    let (here, latest) = (repository("a"), tag("latest"));
+    store.commit_revision(tagged(revision("a", "m1", &["l1"], 1), "latest")).await.unwrap();
+    store.set_visibility(&here, true, at(1)).await.unwrap();
+    for fault in [Fault::Full, Fault::Io, Fault::Busy] {
+        store.fail_writes(Some(Plan { at: 1, lasting: true, fault }));
+        assert!(store.move_tag(&here, &latest, None, "up", at(5)).await.is_err());
+        assert!(store.set_visibility(&here, false, at(5)).await.is_err());
+        assert!(store.set_absent(&digest("m1"), false).await.is_err());
+    }
+    // From memory, from the rows, and with a confirmation that came before the end.
+    for _pass in ["hot", "read"] {
+        let record = store.tag(&here, &latest).await.unwrap().unwrap();
+        assert_eq!((record.digest, record.moved), (None, at(5)));
+        assert_eq!(store.visibility(&here).await.unwrap(), Some((false, at(5))));
+        assert!(!store.object(&digest("m1")).await.unwrap().unwrap().present);
+        assert!(!store.revision(&here, &digest("m1")).await.unwrap().unwrap().present);
+        assert_eq!(store.repositories(None, 9, true).await.unwrap(), []);
+        store.hot().forget(&Key::Tag(here.clone(), latest.clone()));
+        store.hot().forget(&Key::Object(digest("m1")));
+        store.hot().forget(&Key::Visibility(here.clone()));
+    }
+    assert!(store.flush().await.is_err(), "they still wait");
+    store.fail_writes(None);
+    store.flush().await.unwrap();
+    store.close().await;
+    let store = open_at(root.path());
+    let record = store.tag(&here, &latest).await.unwrap().unwrap();
+    assert_eq!((record.digest, record.moved), (None, at(5)));
+    assert_eq!(store.visibility(&here).await.unwrap(), Some((false, at(5))));
+    assert!(!store.object(&digest("m1")).await.unwrap().unwrap().present);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_later_write_of_the_same_fact_overrules_an_end_that_waits() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open_at(root.path());
+    let (here, latest) = (repository("a"), tag("latest"));
+    store.commit_revision(tagged(revision("a", "m1", &[], 1), "latest")).await.unwrap();
+    store.fail_writes(Some(Plan { at: 1, lasting: true, fault: Fault::Full }));
+    assert!(store.move_tag(&here, &latest, None, "up", at(5)).await.is_err());
+    assert!(store.set_absent(&digest("m1"), false).await.is_err());
+    // One that fails overrules nothing.
+    assert!(store.set_present(&digest("m1"), 2).await.is_err());
+    assert!(!store.object(&digest("m1")).await.unwrap().unwrap().present);
+    store.fail_writes(None);
+    store.commit_revision(tagged(revision("a", "m1", &[], 9), "latest")).await.unwrap();
+    store.flush().await.unwrap();
+    let record = store.tag(&here, &latest).await.unwrap().unwrap();
+    assert_eq!(record.digest, Some(digest("m1")));
+    assert!(store.object(&digest("m1")).await.unwrap().unwrap().present);
+    store.close().await;
+}

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     fn object(size: u64) -> Record {
-        Record::Object(ObjectRecord { size: Some(size), present: true })
+        Record::Object(ObjectRecord { size: Some(size), present: true, mark: None })
     }
 
     fn key() -> Key {

@@ -2,13 +2,15 @@
 //!
 //! What must hold: an answer to a write is given after its COMMIT; a read that begins after that answer sees the write; one
 //! revision with its tag, timeline, references and membership is one transaction; a row that says "present" is written only by
-//! those who have made the file durable before. The store is SQLite in WAL mode: one writer thread that commits in groups, a few
+//! those who have made the file durable before; an end that cannot be written (a tag gone, a repository private, content absent) is
+//! kept in memory and overrules the rows until it can be. The store is SQLite in WAL mode: one writer thread that commits in groups, a few
 //! reader threads, and a bounded cache of hot records in front. No SQL runs on a runtime worker, and no other room knows SQL.
 //!
 //! A failing disk fails single writes, never the process: the writer goes on and works again when the disk does. This room
 //! deliberately knows nothing of files of content, HTTP or upstreams, and decides nothing about freshness or permission.
 
 mod connection;
+mod ended;
 mod error;
 #[cfg(test)]
 mod fault_tests;
@@ -22,6 +24,7 @@ mod pending;
 mod query;
 mod queue;
 mod reader;
+mod recovery;
 mod schema;
 #[cfg(test)]
 mod schema_tests;
@@ -36,7 +39,7 @@ mod writer;
 pub use error::{Error, OpenError};
 pub use model::{
     BlobRecord, CredentialFingerprint, FileMark, ObjectRecord, Proof, RepositoryKey,
-    RevisionCommit, RevisionRecord, TagMove, TagRecord, TimelineEntry, Usage,
+    RevisionCommit, RevisionRecord, StoredObject, TagMove, TagRecord, TimelineEntry, Usage,
 };
 pub use schema::SCHEMA_VERSION;
 pub use store::{HOT_RECORDS_MAX_DEFAULT, Metadata, READER_THREADS_DEFAULT, Settings};

@@ -77,6 +77,17 @@ pub struct ObjectRecord {
     /// The verified length; `None` if the content was never here.
     pub size: Option<u64>,
     pub present: bool,
+    /// The file's, if the content is here and they were recorded.
+    pub mark: Option<FileMark>,
+}
+
+/// Content that is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredObject {
+    pub digest: Digest,
+    pub size: u64,
+    /// When its bytes were last known to be right: at a look at all of them, or when they were stored.
+    pub verified: Option<Timestamp>,
 }
 
 /// A span of time in which a tag pointed at one digest.

@@ -25,7 +25,7 @@ const STATE_ABSENT: i64 = 0;
 const STATE_PRESENT: i64 = super::query::STATE_PRESENT;
 const STATE_QUARANTINED: i64 = 2;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Operation {
     CommitRevision(Box<RevisionCommit>, Option<FileMark>),
     MoveTag {
@@ -44,6 +44,11 @@ pub(super) enum Operation {
     SetAbsent {
         digest: Digest,
         quarantined: bool,
+    },
+    SetVerified {
+        digest: Digest,
+        mark: FileMark,
+        at: Timestamp,
     },
     Prove {
         repository: RepositoryKey,
@@ -100,6 +105,35 @@ impl Operation {
         }
     }
 
+    /// The fact that it ends, if it ends one.
+    pub(super) fn end(&self) -> Option<Key> {
+        match self {
+            Self::MoveTag { digest: None, .. }
+            | Self::SetVisibility { public: false, .. }
+            | Self::SetAbsent { .. } => self.facts().pop(),
+            _ => None,
+        }
+    }
+
+    /// The facts of which it says how they are now; an end of one of them that was not written is of no matter any more.
+    pub(super) fn facts(&self) -> Vec<Key> {
+        match self {
+            Self::CommitRevision(commit, _) => {
+                let tag = commit.tag.as_ref();
+                let tag = tag.map(|tag| Key::Tag(commit.repository.clone(), tag.tag.clone()));
+                tag.into_iter().chain([Key::Object(commit.digest)]).collect()
+            }
+            Self::MoveTag { repository, tag, .. } => {
+                vec![Key::Tag(repository.clone(), tag.clone())]
+            }
+            Self::SetPresent { digest, .. } | Self::SetAbsent { digest, .. } => {
+                vec![Key::Object(*digest)]
+            }
+            Self::SetVisibility { repository, .. } => vec![Key::Visibility(repository.clone())],
+            Self::SetVerified { .. } | Self::Prove { .. } | Self::SetReferrers { .. } => Vec::new(),
+        }
+    }
+
     pub(super) fn apply(&self, rows: &Connection) -> Result<Changed, Failure> {
         match self {
             Self::CommitRevision(commit, mark) => commit_revision(rows, commit, *mark),
@@ -125,6 +159,19 @@ impl Operation {
             }
             Self::SetAbsent { digest, quarantined } => {
                 set_absent(rows, digest, *quarantined)?;
+                Ok(vec![Key::Object(*digest)])
+            }
+            Self::SetVerified { digest, mark, at } => {
+                rows.prepare_cached(
+                    "UPDATE objects SET verified = ?2, modified = ?3, inode = ?4 \
+                     WHERE digest = ?1 AND state = 1",
+                )?
+                .execute(params![
+                    digest.to_key(),
+                    at.as_millis(),
+                    mark.modified_nanos,
+                    mark.inode.cast_signed()
+                ])?;
                 Ok(vec![Key::Object(*digest)])
             }
             Self::Prove { repository, digest, size, proof } => {

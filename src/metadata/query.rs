@@ -6,7 +6,9 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::hot::Member;
-use super::model::{ObjectRecord, Proof, RepositoryKey, TagRecord, TimelineEntry, Usage};
+use super::model::{
+    FileMark, ObjectRecord, Proof, RepositoryKey, StoredObject, TagRecord, TimelineEntry, Usage,
+};
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Tag};
 
@@ -51,7 +53,8 @@ pub(super) fn lookup(
     digest: &Digest,
 ) -> Result<Lookup> {
     let mut statement = connection.prepare_cached(
-        "SELECT o.size, o.state, m.proved, m.credential, m.size, r.media_type FROM objects o \
+        "SELECT o.size, o.state, o.modified, o.inode, m.proved, m.credential, m.size, r.media_type \
+         FROM objects o \
          LEFT JOIN repositories p ON p.upstream = ?2 AND p.name = ?3 \
          LEFT JOIN membership m ON m.object = o.id AND m.repository = p.id \
          LEFT JOIN revisions r ON r.repository = p.id AND r.object = o.id \
@@ -61,17 +64,17 @@ pub(super) fn lookup(
         params![digest.to_key(), repository.upstream.as_str(), repository.name.as_str()];
     let found = statement
         .query_row(parameters, |row| {
-            let proved: Option<i64> = row.get(2)?;
+            let proved: Option<i64> = row.get(4)?;
             let member = match proved {
                 None => None,
                 Some(proved) => Some(Member {
                     proof: Proof {
                         proved: Timestamp::from_millis(proved),
-                        credential: row.get(3)?,
+                        credential: row.get(5)?,
                     },
-                    size: optional_size(row, 4)?,
-                    revision: match row.get_ref(5)?.as_str_or_null()? {
-                        Some(text) => Some(parsed(5, text)?),
+                    size: optional_size(row, 6)?,
+                    revision: match row.get_ref(7)?.as_str_or_null()? {
+                        Some(text) => Some(parsed(7, text)?),
                         None => None,
                     },
                 }),
@@ -84,17 +87,57 @@ pub(super) fn lookup(
 
 pub(super) fn object(connection: &Connection, digest: &Digest) -> Result<Option<ObjectRecord>> {
     connection
-        .prepare_cached("SELECT size, state FROM objects WHERE digest = ?1")?
+        .prepare_cached("SELECT size, state, modified, inode FROM objects WHERE digest = ?1")?
         .query_row([digest.to_key()], object_record)
         .optional()
 }
 
-/// Of a row that begins with size and state.
+/// Of a row that begins with size, state, modification time and inode.
 fn object_record(row: &Row<'_>) -> Result<ObjectRecord> {
-    Ok(ObjectRecord {
-        size: optional_size(row, 0)?,
-        present: row.get::<_, i64>(1)? == STATE_PRESENT,
-    })
+    let mark = match (row.get::<_, Option<i64>>(2)?, row.get::<_, Option<i64>>(3)?) {
+        (Some(modified_nanos), Some(inode)) => {
+            Some(FileMark { modified_nanos, inode: inode.cast_unsigned() })
+        }
+        _ => None,
+    };
+    let present = row.get::<_, i64>(1)? == STATE_PRESENT;
+    Ok(ObjectRecord { size: optional_size(row, 0)?, present, mark })
+}
+
+/// Content that is here, in the order of the digests' keys, after `after`.
+pub(super) fn objects(
+    connection: &Connection,
+    after: Option<&Digest>,
+    limit: u32,
+) -> Result<Vec<StoredObject>> {
+    let after = after.map(Digest::to_key).unwrap_or_default();
+    connection
+        .prepare_cached(
+            "SELECT digest, size, verified FROM objects WHERE state = 1 AND digest > ?1 \
+             ORDER BY digest LIMIT ?2",
+        )?
+        .query_map(params![after, limit], stored_object)?
+        .collect()
+}
+
+/// Content that is here and was last known to be right before `before`, the oldest first.
+pub(super) fn oldest_verified(
+    connection: &Connection,
+    before: Timestamp,
+    limit: u32,
+) -> Result<Vec<StoredObject>> {
+    connection
+        .prepare_cached(
+            "SELECT digest, size, verified FROM objects WHERE state = 1 AND verified < ?1 \
+             ORDER BY verified LIMIT ?2",
+        )?
+        .query_map(params![before.as_millis(), limit], stored_object)?
+        .collect()
+}
+
+fn stored_object(row: &Row<'_>) -> Result<StoredObject> {
+    let verified = row.get::<_, Option<i64>>(2)?.map(Timestamp::from_millis);
+    Ok(StoredObject { digest: digest(row, 0)?, size: unsigned(row, 1)?, verified })
 }
 
 pub(super) fn tags(

@@ -10,18 +10,19 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
+use super::connection::create_private;
 use super::error::OpenError;
 
 /// "RdSt": tells our databases from those of other programs (SQLite file format, "Application ID").
 const APPLICATION_ID: i64 = 0x5264_5374;
 
 /// The steps from an empty database to the current schema.
-pub(super) const MIGRATIONS: [&str; 1] = [VERSION_1];
+pub(super) const MIGRATIONS: [&str; 2] = [VERSION_1, VERSION_2];
 
 /// The schema that this program reads and writes.
-pub const SCHEMA_VERSION: i64 = 1;
+pub const SCHEMA_VERSION: i64 = 2;
 
-const _: () = assert!(MIGRATIONS.len() == 1 && SCHEMA_VERSION == 1);
+const _: () = assert!(MIGRATIONS.len() == 2 && SCHEMA_VERSION == 2);
 
 /// - `objects`: everything with a digest (1 byte algorithm, then the raw hash). `state`: 0 known but not here, 1 present, 2 damaged
 ///   and put aside. `size` is the verified length and stays when the content goes; what manifests claim stands in `membership`,
@@ -130,6 +131,12 @@ CREATE TABLE usage (
 INSERT INTO usage VALUES (1, 0, 0);
 ";
 
+/// `objects_verified`: the queue of the scrub. `verified` is set from here on whenever content is here.
+const VERSION_2: &str = "
+UPDATE objects SET verified = created WHERE state = 1 AND verified IS NULL;
+CREATE INDEX objects_verified ON objects (verified) WHERE state = 1;
+";
+
 /// Brings the database up to the last of `migrations`, making the tables if it is new.
 pub(super) fn prepare(
     connection: &mut Connection,
@@ -205,7 +212,12 @@ fn copy_to(connection: &Connection, path: &Path, copy: &Path) -> Result<(), Open
             "the path of the data directory is not UTF-8",
         ))
     })?;
-    connection.execute("VACUUM INTO ?1", [text]).map_err(|error| sql_error(path, error))?;
+    create_private(&unfinished).map_err(at)?;
+    if let Err(error) = connection.execute("VACUUM INTO ?1", [text]) {
+        // Most likely for want of room: what was written of it must not take more.
+        drop(fs::remove_file(&unfinished));
+        return Err(sql_error(path, error));
+    }
     File::open(&unfinished).and_then(|file| file.sync_all()).map_err(at)?;
     fs::rename(&unfinished, copy).map_err(at)?;
     let directory = copy.parent().unwrap_or(Path::new("."));

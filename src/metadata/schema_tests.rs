@@ -1,6 +1,7 @@
 //! Opening what others left: older and newer schemas, foreign databases, junk.
 
 use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -42,15 +43,16 @@ async fn an_older_store_is_migrated_and_a_copy_is_kept() {
     let root = tempfile::tempdir().unwrap();
     filled(root.path()).await;
     let path = database(root.path());
-    let steps = [MIGRATIONS[0], LATER];
+    let steps = [MIGRATIONS[0], MIGRATIONS[1], LATER];
     for _again in 0..2 {
         let migrated = open_writer_with(&path, &steps).unwrap();
-        assert_eq!(value(&migrated, "PRAGMA user_version"), 2);
+        assert_eq!(value(&migrated, "PRAGMA user_version"), 3);
         assert_eq!(value(&migrated, "SELECT min(pins) FROM objects"), 7);
         assert_eq!(value(&migrated, "SELECT count(*) FROM tags"), 1);
     }
-    let copy = root.path().join("roadstead.db.v1.bak");
-    assert!(!root.path().join("roadstead.db.v1.bak.partial").exists());
+    let copy = root.path().join("roadstead.db.v2.bak");
+    assert!(!root.path().join("roadstead.db.v2.bak.partial").exists());
+    assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o077, 0);
     // The copy is a whole store of the old version: put back, it works with the old program.
     fs::rename(&copy, &path).unwrap();
     let store = open_at(root.path());
@@ -60,22 +62,52 @@ async fn an_older_store_is_migrated_and_a_copy_is_kept() {
 }
 
 #[tokio::test]
+async fn a_store_of_the_first_version_is_opened_with_all_that_is_in_it() {
+    let root = tempfile::tempdir().unwrap();
+    let path = database(root.path());
+    {
+        let rows = open_writer_with(&path, &MIGRATIONS[..1]).unwrap();
+        assert_eq!(value(&rows, "PRAGMA user_version"), 1);
+        let key = |last: &str| format!("x'01{}{last}'", "00".repeat(31));
+        let sql = format!(
+            "INSERT INTO objects (digest, kind, state, size, created, verified, accessed) VALUES
+            ({}, 0, 1, 10, 5, 7, 5), ({}, 0, 1, 20, 6, NULL, 6);
+            UPDATE usage SET objects = 2, bytes = 30;",
+            key("00"),
+            key("01")
+        );
+        rows.execute_batch(&sql).unwrap();
+    }
+    let store = open(path).unwrap();
+    let found = store.oldest_verified(crate::clock::Timestamp::from_millis(100), 9).await.unwrap();
+    let sizes: Vec<_> = found.iter().map(|object| object.size).collect();
+    assert_eq!(sizes, [20, 10], "the time of storing stands for a look");
+    // Without marks, from the time before they were compared.
+    let object = store.object(&found[0].digest).await.unwrap().unwrap();
+    assert!(object.present && object.mark.is_none());
+    store.close().await;
+    assert!(root.path().join("roadstead.db.v1.bak").exists());
+}
+
+#[tokio::test]
 async fn a_step_that_fails_leaves_the_older_store_as_it_was() {
     let root = tempfile::tempdir().unwrap();
     filled(root.path()).await;
     let path = database(root.path());
     let broken = "CREATE TABLE half (id INTEGER); INSERT INTO nothing VALUES (1);";
-    let error = open_writer_with(&path, &[MIGRATIONS[0], LATER, broken]).unwrap_err();
+    let error =
+        open_writer_with(&path, &[MIGRATIONS[0], MIGRATIONS[1], LATER, broken]).unwrap_err();
     assert!(matches!(error, OpenError::Failed { .. }), "{error}");
     let left = Connection::open(&path).unwrap();
-    assert_eq!(value(&left, "PRAGMA user_version"), 2, "the first step stands");
+    assert_eq!(value(&left, "PRAGMA user_version"), 3, "the first step stands");
     let half = "SELECT count(*) FROM sqlite_schema WHERE name = 'half'";
     assert_eq!(value(&left, half), 0);
     drop(left);
     // A later program goes on from there; the copy of the first attempt is not lost.
-    open_writer_with(&path, &[MIGRATIONS[0], LATER, "CREATE TABLE done (id INTEGER);"]).unwrap();
-    assert!(root.path().join("roadstead.db.v1.bak").exists());
+    let done = [MIGRATIONS[0], MIGRATIONS[1], LATER, "CREATE TABLE done (id INTEGER);"];
+    open_writer_with(&path, &done).unwrap();
     assert!(root.path().join("roadstead.db.v2.bak").exists());
+    assert!(root.path().join("roadstead.db.v3.bak").exists());
 }
 
 #[tokio::test]
@@ -83,9 +115,9 @@ async fn a_newer_store_is_refused_in_one_line() {
     let root = tempfile::tempdir().unwrap();
     filled(root.path()).await;
     let path = database(root.path());
-    drop(open_writer_with(&path, &[MIGRATIONS[0], LATER]).unwrap());
+    drop(open_writer_with(&path, &[MIGRATIONS[0], MIGRATIONS[1], LATER]).unwrap());
     let error = open(path).unwrap_err();
-    assert!(matches!(error, OpenError::NewerSchema { found: 2, supported: 1, .. }), "{error}");
+    assert!(matches!(error, OpenError::NewerSchema { found: 3, supported: 2, .. }), "{error}");
     assert!(!error.to_string().contains('\n'));
 }
 
@@ -107,24 +139,139 @@ fn a_database_of_another_program_is_refused_unchanged() {
 }
 
 #[tokio::test]
-async fn junk_is_refused_in_one_line() {
+async fn a_damaged_database_is_moved_aside_and_a_new_one_begun() {
     let root = tempfile::tempdir().unwrap();
     filled(root.path()).await;
     let path = database(root.path());
     let good = fs::read(&path).unwrap();
-    let mut bad_header = good.clone();
-    bad_header[16..100].fill(0xAA);
-    let mut bad_schema = good.clone();
-    bad_schema[100..4096].fill(0xAA);
-    let cases: [&[u8]; 4] = [b"x", b"not a database at all", &bad_header, &bad_schema];
-    for case in cases {
-        fs::write(&path, case).unwrap();
-        let error = open(path.clone()).unwrap_err();
-        assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
-        assert!(!error.to_string().contains('\n'));
+    let changed = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = good.clone();
+        change(&mut bytes);
+        bytes
+    };
+    let cases = [
+        ("a byte", b"x".to_vec()),
+        ("text", b"not a database at all".to_vec()),
+        ("zeros", vec![0; good.len()]),
+        ("header", changed(&|bytes| bytes[16..60].fill(0xAA))),
+        ("schema", changed(&|bytes| bytes[100..4096].fill(0xAA))),
+        ("schema zeroed", changed(&|bytes| bytes[100..4096].fill(0))),
+        ("all pages but the first", changed(&|bytes| bytes[4096..].fill(0xAA))),
+        ("cut", changed(&|bytes| bytes.truncate(good.len() / 2))),
+        ("cut to a page", changed(&|bytes| bytes.truncate(4096))),
+        ("cut in the header", changed(&|bytes| bytes.truncate(50))),
+    ];
+    for (number, (name, bytes)) in cases.iter().enumerate() {
+        fs::write(&path, bytes).unwrap();
+        let store = open(path.clone()).unwrap();
+        let kept = store.lost().unwrap_or_else(|| panic!("{name}")).to_owned();
+        assert_eq!(&fs::read(kept).unwrap(), bytes, "{name}");
+        assert_eq!(store.usage().await.unwrap(), Usage::default(), "{name}");
+        store.set_present(&digest("new"), 3).await.unwrap();
+        store.close().await;
+        let again = open(path.clone()).unwrap();
+        assert_eq!((again.lost(), again.usage().await.unwrap().objects), (None, 1));
+        again.close().await;
+        let aside = fs::read_dir(root.path()).unwrap().filter(|entry| {
+            entry.as_ref().unwrap().file_name().to_string_lossy().contains(".db.damaged-")
+        });
+        assert!(aside.count() > number);
     }
     fs::write(&path, &good).unwrap();
-    open(path).unwrap().close().await;
+    let store = open(path).unwrap();
+    assert!(store.lost().is_none() && store.usage().await.unwrap().objects == 1);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn junk_in_the_log_costs_the_log_and_no_more() {
+    for suffix in ["-wal", "-shm"] {
+        let root = tempfile::tempdir().unwrap();
+        filled(root.path()).await;
+        let path = database(root.path());
+        fs::write(root.path().join(format!("roadstead.db{suffix}")), [0xAA; 50_000]).unwrap();
+        let store = open(path).unwrap();
+        assert!(store.lost().is_none() && store.usage().await.unwrap().objects == 1);
+        store.close().await;
+    }
+}
+
+#[tokio::test]
+async fn damage_under_a_running_store_is_an_error_and_the_next_start_begins_anew() {
+    let root = tempfile::tempdir().unwrap();
+    filled(root.path()).await;
+    let path = database(root.path());
+    let store = open(path.clone()).unwrap();
+    let length = usize::try_from(fs::metadata(&path).unwrap().len()).unwrap();
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.write_all_at(&vec![0xAA; length - 4096], 4096).unwrap();
+    for _again in 0..3 {
+        let read = store.tag(&repository("a"), &tag("latest")).await;
+        assert!(matches!(read, Err(Error::Failed(_))), "{read:?}");
+    }
+    assert!(store.set_present(&digest("new"), 3).await.is_err());
+    store.close().await;
+    // Closing our own descriptor would have dropped the locks of a store in use.
+    drop(file);
+    let store = open(path).unwrap();
+    assert!(store.lost().is_some());
+    store.close().await;
+}
+
+#[tokio::test]
+async fn damage_deep_in_a_table_is_found_at_the_start_after_it_was_met() {
+    let root = tempfile::tempdir().unwrap();
+    let path = database(root.path());
+    let store = open_at(root.path());
+    for number in 0..500 {
+        store.set_present(&digest(&format!("layer {number}")), 7).await.unwrap();
+    }
+    store.close().await;
+    let rows = Connection::open(&path).unwrap();
+    let leaf = value(
+        &rows,
+        "SELECT pageno FROM dbstat WHERE name = 'objects' AND pagetype = 'leaf' ORDER BY pageno LIMIT 1 OFFSET 2",
+    );
+    drop(rows);
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.write_all_at(&[0xAA; 4096], (leaf.cast_unsigned() - 1) * 4096).unwrap();
+    drop(file);
+
+    // Nobody has met it yet, and a start reads next to nothing.
+    let store = open(path.clone()).unwrap();
+    assert!(store.lost().is_none());
+    let mut failed = 0;
+    for number in 0..500 {
+        let found = store.object(&digest(&format!("layer {number}"))).await;
+        failed += u32::from(found.is_err());
+    }
+    assert!(failed > 0);
+    store.close().await;
+    let careful = Settings { begin_anew: false, ..Settings::new(path.clone()) };
+    let refused = Metadata::open(careful, Arc::new(SystemClock), &mut Registry::default());
+    let refused = refused.unwrap_err();
+    assert!(matches!(refused, OpenError::Damaged { .. }), "{refused:?}");
+    assert_eq!(refused.to_string().lines().count(), 1, "{refused}");
+    let store = open(path.clone()).unwrap();
+    assert!(store.lost().is_some());
+    store.close().await;
+    let store = open(path).unwrap();
+    assert!(store.lost().is_none());
+    store.close().await;
+    assert!(!root.path().join("roadstead.db.suspect").exists());
+}
+
+#[tokio::test]
+async fn a_table_that_is_gone_is_damage() {
+    let root = tempfile::tempdir().unwrap();
+    filled(root.path()).await;
+    let path = database(root.path());
+    let rows = Connection::open(&path).unwrap();
+    rows.execute_batch("DROP TABLE referrers; DELETE FROM usage").unwrap();
+    drop(rows);
+    let store = open(path).unwrap();
+    assert!(store.lost().is_some());
+    store.close().await;
 }
 
 #[tokio::test]

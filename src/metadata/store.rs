@@ -1,7 +1,7 @@
 //! The room's surface: the store as the other rooms see it.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -21,7 +21,7 @@ use super::pending::Added;
 use super::query;
 use super::queue::{self, Sender};
 use super::reader::{self, Read};
-use super::schema::sql_error;
+use super::recovery;
 use super::shared::{Shared, confirmed};
 use super::testing;
 use super::writer::{self, Message};
@@ -47,6 +47,8 @@ pub struct Settings {
     pub hot_records_max: u64,
     /// At least one and at most eight are started.
     pub reader_threads: usize,
+    /// Moves a database that is damaged aside and begins a new one; else it is an error, and nothing is changed.
+    pub begin_anew: bool,
 }
 
 impl Settings {
@@ -56,6 +58,7 @@ impl Settings {
             path,
             hot_records_max: HOT_RECORDS_MAX_DEFAULT,
             reader_threads: READER_THREADS_DEFAULT,
+            begin_anew: true,
         }
     }
 }
@@ -73,6 +76,7 @@ struct Inner {
     readers: Sender<Read>,
     threads: Mutex<Threads>,
     clock: Arc<dyn Clock>,
+    lost: Option<PathBuf>,
 }
 
 #[derive(Default)]
@@ -82,17 +86,28 @@ struct Threads {
 }
 
 impl Metadata {
-    /// Opens or makes the database and starts the threads. Reads a constant number of pages, however large it is. Blocks.
+    /// Opens or makes the database and starts the threads. Reads a constant number of pages, however large it is. A database that is
+    /// damaged is moved aside, and a new one begun ([`Metadata::lost`]); one of another program or a newer version is refused. Blocks.
     pub fn open(
         settings: Settings,
         clock: Arc<dyn Clock>,
         metrics_registry: &mut Registry,
     ) -> Result<Self, OpenError> {
         let path = &settings.path;
-        let write_connection = connection::open_writer(path)?;
-        let usage = query::usage(&write_connection).map_err(|error| sql_error(path, error))?;
+        let (write_connection, usage, lost) = match recovery::open(path) {
+            Err(OpenError::Damaged { reason, .. }) if settings.begin_anew => {
+                let aside = recovery::move_aside(path, clock.now())?;
+                recovery::say_lost(&aside, &reason);
+                let (connection, usage) = recovery::open(path)?;
+                (connection, usage, Some(aside))
+            }
+            opened => {
+                let (connection, usage) = opened?;
+                (connection, usage, None)
+            }
+        };
         let metrics = Metrics::new(metrics_registry);
-        let shared = Arc::new(Shared::new(settings.hot_records_max, metrics));
+        let shared = Arc::new(Shared::new(path.clone(), settings.hot_records_max, metrics));
         shared.metrics.set_usage(usage);
         let (readers, read_queue) = queue::bounded(READ_QUEUE_MAX);
         let (writer, write_queue) = queue::bounded(WRITE_QUEUE_MAX);
@@ -108,7 +123,13 @@ impl Metadata {
         let thread =
             writer::spawn(write_connection, write_queue, Arc::clone(&shared)).map_err(io_error)?;
         threads.writer = Some(thread);
-        Ok(Self(Arc::new(Inner { shared, writer, readers, threads: Mutex::new(threads), clock })))
+        let threads = Mutex::new(threads);
+        Ok(Self(Arc::new(Inner { shared, writer, readers, threads, clock, lost })))
+    }
+
+    /// Where a database was moved that could not be used when this one was opened; this one began empty.
+    pub fn lost(&self) -> Option<&Path> {
+        self.0.lost.as_deref()
     }
 
     /// Writes what is pending, closes the database and ends the threads. Later calls on any handle fail; a second close does nothing.
@@ -151,12 +172,14 @@ impl Metadata {
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
         let (answer, wait) = oneshot::channel();
+        let shared = Arc::clone(&self.0.shared);
         let read = Read::Run(Box::new(move |connection| {
             if answer.is_closed() {
                 return;
             }
+            let result = query(connection).inspect_err(|error| shared.note_damage(error));
             // The caller may go while the read runs; then nobody wants the result.
-            drop(answer.send(query(connection).map_err(Error::from)));
+            drop(answer.send(result.map_err(Error::from)));
         }));
         self.0.readers.send(read).await.map_err(|_closed| Error::closed())?;
         wait.await.map_err(|_closed| Error::closed())?
@@ -181,7 +204,7 @@ impl Metadata {
         let shared = &self.0.shared;
         let key = Key::Tag(repository.clone(), tag.clone());
         if let Some(Record::Tag(record)) = shared.hot.get(&key) {
-            return Ok(Some(record));
+            return Ok(Some(shared.ended.tag(&key, record)));
         }
         // Looked up before the read: an entry that is written and taken out in between is in what is read.
         let pending = shared.pending.confirmed(repository, tag);
@@ -192,9 +215,9 @@ impl Metadata {
             .await?
             .map(|record| confirmed(record, pending));
         if let Some(record) = &record {
-            shared.finish_load(key, generation, Record::Tag(record.clone()));
+            shared.finish_load(key.clone(), generation, Record::Tag(record.clone()));
         }
-        Ok(record)
+        Ok(record.map(|record| shared.ended.tag(&key, record)))
     }
 
     /// The manifest of this digest in the repository; `None` if upstream never showed it there as a manifest.
@@ -238,25 +261,25 @@ impl Metadata {
         repository: &RepositoryKey,
         digest: &Digest,
     ) -> Result<(Option<ObjectRecord>, Option<Member>), Error> {
-        let hot = &self.0.shared.hot;
+        let (hot, ended) = (&self.0.shared.hot, &self.0.shared.ended);
         let object_key = Key::Object(*digest);
         let member_key = Key::Member(repository.clone(), *digest);
         if let (Some(Record::Object(object)), Some(Record::Member(member))) =
             (hot.get(&object_key), hot.get(&member_key))
         {
-            return Ok((Some(object), Some(member)));
+            return Ok((Some(ended.object(&object_key, object)), Some(member)));
         }
         let generations = (hot.begin_load(&object_key), hot.begin_load(&member_key));
         let (owner, digest) = (repository.clone(), *digest);
         let found = self.read(move |rows| query::lookup(rows, &owner, &digest)).await?;
         let shared = &self.0.shared;
         if let Some(object) = found.object {
-            shared.finish_load(object_key, generations.0, Record::Object(object));
+            shared.finish_load(object_key.clone(), generations.0, Record::Object(object));
         }
         if let Some(member) = &found.member {
             shared.finish_load(member_key, generations.1, Record::Member(member.clone()));
         }
-        Ok((found.object, found.member))
+        Ok((found.object.map(|object| ended.object(&object_key, object)), found.member))
     }
 
     /// What is known of the digest apart from any repository. Tells nothing about who may have it.
@@ -264,15 +287,15 @@ impl Metadata {
         let shared = &self.0.shared;
         let key = Key::Object(*digest);
         if let Some(Record::Object(object)) = shared.hot.get(&key) {
-            return Ok(Some(object));
+            return Ok(Some(shared.ended.object(&key, object)));
         }
         let generation = shared.hot.begin_load(&key);
         let digest = *digest;
         let object = self.read(move |rows| query::object(rows, &digest)).await?;
         if let Some(object) = object {
-            shared.finish_load(key, generation, Record::Object(object));
+            shared.finish_load(key.clone(), generation, Record::Object(object));
         }
-        Ok(object)
+        Ok(object.map(|object| shared.ended.object(&key, object)))
     }
 
     /// Tags that point at something, in the order of their bytes, after `after`.
@@ -294,7 +317,14 @@ impl Metadata {
         public_only: bool,
     ) -> Result<Vec<RepositoryKey>, Error> {
         let after = after.cloned();
-        self.read(move |rows| query::repositories(rows, after.as_ref(), limit, public_only)).await
+        let read =
+            move |rows: &Connection| query::repositories(rows, after.as_ref(), limit, public_only);
+        let mut found = self.read(read).await?;
+        if public_only {
+            let ended = &self.0.shared.ended;
+            found.retain(|key| ended.private_since(&Key::Visibility(key.clone())).is_none());
+        }
+        Ok(found)
     }
 
     /// The moves of a tag, the newest first.
@@ -346,6 +376,9 @@ impl Metadata {
     ) -> Result<Option<(bool, Timestamp)>, Error> {
         let shared = &self.0.shared;
         let key = Key::Visibility(repository.clone());
+        if let Some(since) = shared.ended.private_since(&key) {
+            return Ok(Some((false, since)));
+        }
         if let Some(Record::Visibility(public, checked)) = shared.hot.get(&key) {
             return Ok(Some((public, checked)));
         }
@@ -452,6 +485,30 @@ impl Metadata {
     /// The content is not here any more; `quarantined`: because it was damaged.
     pub async fn set_absent(&self, digest: &Digest, quarantined: bool) -> Result<(), Error> {
         self.write(Operation::SetAbsent { digest: *digest, quarantined }).await
+    }
+
+    /// All bytes of the file were read and are right: keeps the time, and the file's marks. Content that is not here stays so.
+    pub async fn set_verified(&self, digest: &Digest, mark: FileMark) -> Result<(), Error> {
+        self.write(Operation::SetVerified { digest: *digest, mark, at: self.0.clock.now() }).await
+    }
+
+    /// Content that is here, in the order of the digests, after `after`.
+    pub async fn objects(
+        &self,
+        after: Option<&Digest>,
+        limit: u32,
+    ) -> Result<Vec<StoredObject>, Error> {
+        let after = after.copied();
+        self.read(move |rows| query::objects(rows, after.as_ref(), limit)).await
+    }
+
+    /// Content that is here and was last known to be right before `before`, the oldest first.
+    pub async fn oldest_verified(
+        &self,
+        before: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<StoredObject>, Error> {
+        self.read(move |rows| query::oldest_verified(rows, before, limit)).await
     }
 
     /// Upstream has shown the digest under the repository; `size` if it said one.

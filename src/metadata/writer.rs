@@ -97,7 +97,8 @@ impl Writer {
             if let Some(answer) = turn.close {
                 return self.end(Some(answer));
             }
-            if flush_at.is_none() && !self.shared.pending.is_empty() {
+            let waiting = !(self.shared.pending.is_empty() && self.shared.ended.is_empty());
+            if flush_at.is_none() && waiting {
                 flush_at = Some(Instant::now() + FLUSH_AFTER);
             }
         }
@@ -148,9 +149,24 @@ impl Writer {
             Err(error) if operations.len() == 1 => vec![Err(error)],
             Err(_) => self.one_by_one(&operations),
         };
+        // In their order, and before the answers.
+        for (operation, result) in operations.iter().zip(&results) {
+            self.shared.ended.note(operation, result.is_ok());
+        }
         for (answer, result) in answers.into_iter().zip(results) {
             reply(answer, result);
         }
+    }
+
+    /// Tries once more to write the ends that could not be written. What fails waits on.
+    fn write_ended(&mut self) -> Result<(), Error> {
+        for operation in self.shared.ended.waiting() {
+            let results = self.transaction(std::slice::from_ref(&operation));
+            self.note(results.as_ref().err());
+            results?.into_iter().collect::<Result<(), _>>()?;
+            self.shared.ended.note(&operation, true);
+        }
+        Ok(())
     }
 
     fn one_by_one(&mut self, operations: &[Operation]) -> Vec<Result<(), Error>> {
@@ -281,6 +297,9 @@ impl Writer {
             Err(failure) => {
                 self.step("ROLLBACK TO operation")?;
                 self.step("RELEASE operation")?;
+                if let Failure::Sql(error) = &failure {
+                    self.shared.note_damage(error);
+                }
                 let refused = matches!(failure, Failure::Rejected(_));
                 let error = Error::from(failure);
                 if !refused {
@@ -330,13 +349,14 @@ impl Writer {
         if !(confirmed.is_empty() && touched.is_empty()) {
             self.note(result.as_ref().err());
         }
-        result
+        result.and(self.write_ended())
     }
 
     fn flush_slice(&mut self, batch: Batch) -> Result<(), Error> {
         self.set_durable(false)?;
         self.begin()?;
-        let written = self.write_slice(&batch).map_err(Error::from);
+        let written = self.write_slice(&batch).inspect_err(|error| self.shared.note_damage(error));
+        let written = written.map_err(Error::from);
         self.finish(written)?;
         for (repository, tag, at) in &batch.confirmed {
             self.shared.confirm_hot(repository, tag, *at);
