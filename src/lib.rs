@@ -7,10 +7,14 @@ pub mod blobs;
 pub mod cli;
 pub mod clock;
 pub mod content;
+#[cfg(test)]
+#[path = "../tests/corpus/reader.rs"]
+mod corpus;
 pub mod metadata;
 pub mod oci;
 pub mod proxy;
 pub mod registry;
 pub mod server;
 pub mod span;
+pub mod upkeep;
 pub mod upstream;

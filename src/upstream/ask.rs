@@ -9,27 +9,29 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{ACCEPT, RANGE};
+use http::header::{ACCEPT, RANGE, VIA};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::Url;
 
+use super::blob::BlobRange;
 use super::challenge;
 use super::classify::{ErrorBody, Speaker, Standing};
-use super::client::Upstream;
+use super::client::Client;
 use super::credentials::Credential;
 use super::docker_config::Login;
+use super::endpoint::Role;
 use super::error::Error;
+use super::failover::Turn;
 use super::memory::{Asker, Bearer, Need, Way};
 use super::metrics::Kind;
-use super::redirect::{self, Arrival, Hops, Walk};
+use super::redirect::{self, Arrival, Hops, Lost, Walk};
 use super::refused::{Asked, Refused, way_of};
 use super::retry::{Tries, Trouble, retry_after};
+use super::throttle::{self, Lane};
 use super::token::{TokenKey, bearer_header};
 use super::transport::{self, Deadline, Outgoing};
 use crate::oci::RepositoryName;
 
-/// A limit that ends this soon is waited for.
-const QUIET_WAIT_MAX: Duration = Duration::from_secs(2);
 /// How long the body of an error is waited for.
 const ERROR_BODY: Duration = Duration::from_secs(2);
 
@@ -42,9 +44,11 @@ pub(super) struct Ask<'a> {
     pub(super) method: Method,
     pub(super) url: Url,
     pub(super) accept: Option<&'static str>,
-    /// The first byte that is wanted; 0 is the whole.
-    pub(super) from: u64,
+    /// The part of a blob that is wanted.
+    pub(super) range: BlobRange,
     pub(super) hops: Hops,
+    /// Whose turn it is, and whether there is somebody else to ask.
+    pub(super) turn: Turn<'a>,
 }
 
 /// Why there is no answer, with the status if there was one at the registry's end.
@@ -52,6 +56,8 @@ pub(super) struct Ask<'a> {
 pub(super) struct Failure {
     pub(super) status: Option<StatusCode>,
     pub(super) error: Error,
+    /// It failed where the registry sent us to, not at the registry.
+    pub(super) elsewhere: bool,
 }
 
 /// A question, who asks it, and until when.
@@ -88,7 +94,13 @@ enum Shown {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { status: None, error }
+        Self { status: None, error, elsewhere: false }
+    }
+}
+
+impl From<Lost> for Failure {
+    fn from(lost: Lost) -> Self {
+        Self { status: None, error: lost.error, elsewhere: lost.elsewhere }
     }
 }
 
@@ -122,10 +134,10 @@ impl Pass {
     }
 }
 
-impl Upstream {
+impl Client {
     /// Asks with our credential for the repository.
     pub(super) async fn ask(&self, ask: &Ask<'_>, deadline: Deadline) -> Result<Arrival, Failure> {
-        match self.credentials.current(ask.repository, &self.tasks).await {
+        match self.credentials.current(ask.repository, deadline).await {
             Ok(who) => self.ask_as(&who, ask, deadline).await,
             Err(error) => {
                 self.transport.meter().credential(false);
@@ -134,21 +146,74 @@ impl Upstream {
         }
     }
 
-    /// Asks as `who`. A success, and a redirect that `ask.hops` stops, is an arrival.
+    /// Asks as `who`; if upstream refuses a login that a helper gave, once more with a new one. A success, and a redirect that `ask.hops`
+    /// stops, is an arrival.
     pub(super) async fn ask_as(
         &self,
         who: &Arc<Credential>,
         ask: &Ask<'_>,
         deadline: Deadline,
     ) -> Result<Arrival, Failure> {
-        let asker = match who.login {
-            Some(_) => Asker::Ours,
-            None => Asker::Anonymous,
+        let outcome = self.ask_in_turn(who, ask, deadline).await;
+        let Err(failure) = &outcome else {
+            return outcome;
         };
-        self.wait_for_quiet(ask.kind, asker, deadline).await?;
-        let outcome = self.authorised(who, ask, deadline).await;
+        match who.renewed(&failure.error, deadline).await {
+            Some(renewed) => self.ask_in_turn(&renewed, ask, deadline).await,
+            None => outcome,
+        }
+    }
+
+    /// Asks when the endpoint's limits let us. A limit that ends soon is waited for, unless there is somebody else to ask.
+    async fn ask_in_turn(
+        &self,
+        who: &Arc<Credential>,
+        ask: &Ask<'_>,
+        deadline: Deadline,
+    ) -> Result<Arrival, Failure> {
+        let lane = Lane::new(ask.kind, Asker::of(who)).with(&ask.method);
+        let mut left = self.limits.attempts;
+        loop {
+            let patience = if ask.turn.last { deadline } else { deadline.within(Duration::ZERO) };
+            let turn = self.throttle.enter(lane, patience).await?;
+            let mut outcome = self.authorised(who, ask, deadline).await;
+            if let Err(failure) = &mut outcome
+                // What a store does is not the doing of the registry's edge.
+                && !failure.elsewhere
+                && throttle::may_be_a_limit(&failure.error)
+                && self.throttle.in_burst(lane)
+            {
+                *failure = Failure {
+                    status: Some(StatusCode::TOO_MANY_REQUESTS),
+                    error: Error::Limited { retry_after: None },
+                    elsewhere: false,
+                };
+            }
+            self.note(who, &outcome);
+            // The limit of a token service is not the registry's; it is kept where tokens are. Who sends us elsewhere has answered.
+            let failure = outcome.as_ref().err();
+            let answered =
+                failure.is_none_or(|failure| failure.status.is_some() || failure.elsewhere);
+            turn.ended(failure.map(|failure| &failure.error), answered);
+            left -= 1;
+            match outcome {
+                Err(Failure {
+                    status: Some(_),
+                    error: Error::Limited { retry_after: Some(wait) },
+                    ..
+                }) if ask.turn.last
+                    && wait <= throttle::WAIT_MAX
+                    && wait < deadline.remaining()
+                    && left > 0 => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Counts how a question ended.
+    fn note(&self, who: &Credential, outcome: &Result<Arrival, Failure>) {
         // What an anonymous question shows says nothing about the health of a credential that we have.
-        let tells = asker == Asker::Ours || self.credentials.fingerprint().is_none();
+        let tells = who.login.is_some() || self.credentials.fingerprint().is_none();
         let meter = self.transport.meter();
         match outcome.as_ref().map_err(|failure| &failure.error) {
             Ok(_arrival) => {
@@ -158,28 +223,7 @@ impl Upstream {
                 }
             }
             Err(Error::Credential(_)) if tells => meter.credential(false),
-            Err(Error::Limited { retry_after: Some(wait) }) => {
-                self.memory.limited(ask.kind, asker, *wait)
-            }
             Err(_) => {}
-        }
-        outcome
-    }
-
-    /// Upstream asked to be left alone: a short while is waited out, a long one is an error at once.
-    async fn wait_for_quiet(
-        &self,
-        kind: Kind,
-        asker: Asker,
-        deadline: Deadline,
-    ) -> Result<(), Error> {
-        match self.memory.quiet_for(kind, asker) {
-            None => Ok(()),
-            Some(left) if left <= QUIET_WAIT_MAX && left < deadline.remaining() => {
-                tokio::time::sleep(left).await;
-                Ok(())
-            }
-            left => Err(Error::Limited { retry_after: left }),
         }
     }
 
@@ -194,6 +238,10 @@ impl Upstream {
         let mut pass = self.first_pass(case).await?;
         loop {
             let arrival = self.persist(ask, pass.header(), deadline).await?;
+            if arrival.at_home && ask.kind == Kind::Manifest {
+                let asker = if pass.header().is_some() { Asker::of(who) } else { Asker::Anonymous };
+                self.quota.note(asker, arrival.response.headers());
+            }
             if is_accepted(arrival.status()) {
                 return Ok(arrival);
             }
@@ -214,7 +262,7 @@ impl Upstream {
         match self.memory.way(ask.repository, ask.need, case.default_scope) {
             None => Ok(Pass::Clean),
             Some(Way::Basic) => Ok(who.basic().map_or(Pass::Clean, Pass::Basic)),
-            Some(Way::Bearer(bearer)) => match self.token_pass(who, bearer, case.deadline).await {
+            Some(Way::Bearer(bearer)) => match self.token_pass(bearer, case).await {
                 Ok(pass) => Ok(pass),
                 Err(error @ (Error::Limited { .. } | Error::Denied)) => Err(error.into()),
                 // The realm may have moved: upstream itself is asked before this is believed.
@@ -264,7 +312,7 @@ impl Upstream {
                 if !fresh && !progress.renewed && !moved {
                     progress.renewed = true;
                     let bearer = key.bearer.clone();
-                    if let Ok(pass) = self.token_pass(case.who, bearer, case.deadline).await {
+                    if let Ok(pass) = self.token_pass(bearer, case).await {
                         return Ok(pass);
                     }
                 }
@@ -302,7 +350,7 @@ impl Upstream {
                 Some(header) => Pass::Basic(header),
                 None => return Err(refused.failure(standing)),
             },
-            Way::Bearer(bearer) => self.token_pass(case.who, bearer, case.deadline).await?,
+            Way::Bearer(bearer) => self.token_pass(bearer, case).await?,
         };
         // What was refused a moment ago, and cannot be had anew, need not be shown again.
         match progress.believed.take() {
@@ -341,13 +389,12 @@ impl Upstream {
         way_of(&challenges, asked)
     }
 
-    async fn token_pass(
-        &self,
-        who: &Arc<Credential>,
-        bearer: Bearer,
-        deadline: Deadline,
-    ) -> Result<Pass, Error> {
-        let key = TokenKey { fingerprint: who.fingerprint, bearer };
+    async fn token_pass(&self, bearer: Bearer, case: Case<'_>) -> Result<Pass, Error> {
+        let Case { who, ask, deadline, .. } = case;
+        let key = TokenKey { fingerprint: who.secret, bearer };
+        if !ask.turn.last {
+            self.tokens.at_once(&key, who)?;
+        }
         let issued = self.tokens.get(&key, who, deadline).await?;
         Ok(Pass::Token {
             header: issued.token.header()?,
@@ -363,7 +410,7 @@ impl Upstream {
         ask: &Ask<'_>,
         authorization: Option<&HeaderValue>,
         deadline: Deadline,
-    ) -> Result<Arrival, Error> {
+    ) -> Result<Arrival, Lost> {
         let headers = ask.headers();
         let mut tries = Tries::new(&self.limits);
         if ask.method == Method::HEAD {
@@ -378,12 +425,14 @@ impl Upstream {
                 authorization,
                 hops: ask.hops,
                 hops_max: self.limits.redirects,
+                endpoint: Some(&self.endpoint),
             };
             let outcome = redirect::walk(&self.transport, &walk, deadline).await;
             let trouble = match &outcome {
                 Ok(arrival) => self.trouble_of(arrival, ask),
-                Err(error) => Trouble::of(error),
+                Err(lost) => Trouble::of(&lost.error),
             };
+            let trouble = if ask.turn.last { trouble } else { Trouble::Lasting };
             match tries.after(trouble, deadline) {
                 Some(pause) => {
                     if let Ok(arrival) = outcome {
@@ -399,8 +448,8 @@ impl Upstream {
     fn trouble_of(&self, arrival: &Arrival, ask: &Ask<'_>) -> Trouble {
         let status = arrival.status();
         match status.as_u16() {
-            429 => Trouble::Limited(retry_after(arrival.response.headers(), self.clock.now())),
-            508 => Trouble::Lasting,
+            // A limit is waited for where the turns are given, by one for all.
+            429 | 508 => Trouble::Lasting,
             500..=599 if ask.method == Method::GET => Trouble::Passing,
             // A signed URL went stale or its store hiccups: the registry gives a new one.
             401 | 403 | 404 if !arrival.at_home && ask.kind == Kind::Blob => Trouble::Passing,
@@ -425,6 +474,7 @@ impl Upstream {
             retry_after: wait,
             speaker: if arrival.at_home { Speaker::Registry } else { Speaker::Elsewhere },
             direct: arrival.direct,
+            explained: self.endpoint.role() == Role::Parent,
         }
     }
 }
@@ -435,8 +485,11 @@ impl Ask<'_> {
         if let Some(accept) = self.accept {
             headers.insert(ACCEPT, HeaderValue::from_static(accept));
         }
-        if self.from > 0 {
-            let range = HeaderValue::try_from(format!("bytes={}-", self.from));
+        if let Some(via) = self.turn.via.and_then(|via| HeaderValue::from_str(via).ok()) {
+            headers.insert(VIA, via);
+        }
+        if let Some(range) = self.range.header() {
+            let range = HeaderValue::try_from(range);
             headers.insert(RANGE, range.expect("digits are a header value"));
         }
         headers

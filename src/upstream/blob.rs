@@ -16,14 +16,50 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::ask::{Ask, Failure};
-use super::client::{ENCODED, HTML, Upstream, busy};
+use super::client::{Client, HTML, busy};
+use super::endpoint::Endpoint;
 use super::error::{Cause, Error};
+use super::failover::Turn;
 use super::manifest::is_heads_own;
-use super::memory::Need;
+use super::memory::{Asker, Need};
 use super::metrics::{Kind, Meter};
+use super::quota::Spending;
 use super::redirect::{Arrival, Hops};
 use super::transport::{self, Deadline};
 use crate::oci::{Digest, RepositoryName};
+
+/// The part of a blob that is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlobRange {
+    /// The first byte.
+    pub from: u64,
+    /// One past the last byte, more than `from`; `None` is the end of the blob.
+    pub to: Option<u64>,
+}
+
+impl BlobRange {
+    /// All of it.
+    pub const WHOLE: Self = Self { from: 0, to: None };
+
+    /// Everything from byte `from` on.
+    pub const fn rest(from: u64) -> Self {
+        Self { from, to: None }
+    }
+
+    /// The bytes `from..to`.
+    pub const fn part(from: u64, to: u64) -> Self {
+        Self { from, to: Some(to) }
+    }
+
+    /// The value of a `Range` header (RFC 9110, 14.2); the whole needs none.
+    pub(super) fn header(self) -> Option<String> {
+        match self {
+            Self::WHOLE => None,
+            Self { from, to: None } => Some(format!("bytes={from}-")),
+            Self { from, to: Some(to) } => Some(format!("bytes={from}-{}", to.saturating_sub(1))),
+        }
+    }
+}
 
 /// The bytes of a blob as they come.
 pub struct BlobBody {
@@ -31,38 +67,57 @@ pub struct BlobBody {
     pub total: Option<u64>,
     /// Offset of the first byte that comes.
     pub from: u64,
+    /// One past the last byte that comes, if upstream said it; an upstream may give less or more than was asked.
+    pub to: Option<u64>,
     /// Bytes that are announced and have not come yet.
     left: Option<u64>,
     response: Response,
     idle_limit: Duration,
     meter: Meter,
+    endpoint: Endpoint,
     _place: OwnedSemaphorePermit,
 }
 
-impl Upstream {
-    /// Begins to fetch a blob at byte `from`. The body may begin at 0 instead, if upstream gives no ranges: see [`BlobBody::from`].
-    ///
-    /// # Errors
-    /// As [`Error`] says. Headers come within `Limits::answer`.
-    pub async fn blob(
+impl Client {
+    /// See `Upstream::blob`.
+    pub(super) async fn blob(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
-        from: u64,
+        range: BlobRange,
+        turn: Turn<'_>,
     ) -> Result<BlobBody, Error> {
-        let deadline = Deadline::after(self.limits.answer);
+        let outcome = self.begin_blob(repository, digest, range, turn).await;
+        if let Err(failure) = &outcome
+            && failure.elsewhere
+        {
+            // The registry answers; its store does not, which is trouble for bodies alone.
+            self.endpoint.body_broke(&failure.error);
+        }
+        Ok(outcome?)
+    }
+
+    async fn begin_blob(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        range: BlobRange,
+        turn: Turn<'_>,
+    ) -> Result<BlobBody, Failure> {
+        let deadline = turn.deadline;
         let place = self.download_place(deadline).await?;
-        let mut ask = self.blob_ask(Method::GET, repository, digest);
-        ask.from = from;
+        let mut ask = self.blob_ask(Method::GET, repository, digest, turn);
+        ask.range = range;
+        let is_part = range != BlobRange::WHOLE;
         let answer = match self.ask(&ask, deadline).await {
-            Ok(arrival) => check(&arrival, from).map(|extent| (arrival, extent)),
-            Err(failure) if from > 0 && refuses_range(&failure) => Err(Error::Junk(WRONG_RANGE)),
-            Err(failure) => return Err(failure.error),
+            Ok(arrival) => check(&arrival, range.from).map(|extent| (arrival, extent)),
+            Err(failure) if is_part && refuses_range(&failure) => Err(Error::Junk(WRONG_RANGE)),
+            Err(failure) => return Err(failure),
         };
         let (arrival, extent) = match answer {
             // A store that does not do what was asked is asked for the whole, from the registry on.
-            Err(Error::Junk(WRONG_RANGE)) if from > 0 => {
-                ask.from = 0;
+            Err(Error::Junk(WRONG_RANGE)) if is_part && range.to.is_none() && turn.last => {
+                ask.range = BlobRange::WHOLE;
                 let arrival = self.ask(&ask, deadline).await?;
                 let extent = check(&arrival, 0)?;
                 (arrival, extent)
@@ -72,31 +127,33 @@ impl Upstream {
         Ok(BlobBody {
             total: extent.total,
             from: extent.from,
+            to: extent.length.map(|length| extent.from.saturating_add(length)),
             left: extent.length,
             response: arrival.response,
             idle_limit: self.limits.idle_body,
             meter: self.transport.meter().clone(),
+            endpoint: self.endpoint.clone(),
             _place: place,
         })
     }
 
-    /// Does the registry have this blob in this repository? Gives its size, if told. A redirect counts as yes. HEAD is a bonus at many
-    /// registries: if it is refused, a GET is dropped after its headers.
-    ///
-    /// # Errors
-    /// [`Error::Absent`] only if GET says so.
-    pub async fn blob_head(
+    /// See `Upstream::blob_head`.
+    pub(super) async fn blob_head(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
+        spending: Spending,
+        turn: Turn<'_>,
     ) -> Result<Option<u64>, Error> {
-        let deadline = Deadline::after(self.limits.answer);
+        let deadline = turn.deadline;
         let _place = self.place(deadline).await?;
-        let mut ask = self.blob_ask(Method::HEAD, repository, digest);
+        let mut ask = self.blob_ask(Method::HEAD, repository, digest, turn);
         ask.hops = Hops::None;
         let arrival = match self.ask(&ask, deadline).await {
             Ok(arrival) => arrival,
             Err(failure) if is_heads_own(&failure) => {
+                let who = self.credentials.current(repository, deadline).await?;
+                self.quota.allows(Asker::of(&who), spending)?;
                 ask.method = Method::GET;
                 self.ask(&ask, deadline).await?
             }
@@ -118,6 +175,7 @@ impl Upstream {
         method: Method,
         repository: &'a RepositoryName,
         digest: &Digest,
+        turn: Turn<'a>,
     ) -> Ask<'a> {
         Ask {
             repository,
@@ -126,8 +184,9 @@ impl Upstream {
             method,
             url: self.url(repository, &format!("blobs/{digest}")),
             accept: None,
-            from: 0,
+            range: BlobRange::WHOLE,
             hops: Hops::Anywhere,
+            turn,
         }
     }
 
@@ -139,12 +198,34 @@ impl Upstream {
 }
 
 impl BlobBody {
+    /// Who gives it.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// The body is of no use to the caller; the endpoint stands behind the others for a moment. Gives the error.
+    pub fn unfit(&self, reason: &'static str) -> Error {
+        let error = Error::Junk(reason);
+        self.endpoint.body_broke(&error);
+        error
+    }
+
     /// The next bytes; `None` is the end. It waits for at most `Limits::idle_body`; the time that the caller takes between two calls does
     /// not count.
     ///
     /// # Errors
     /// [`Error::Unreachable`] if the body broke, stalled, or ended before what was announced; after an error there is nothing more.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+        let chunk = self.next().await;
+        match &chunk {
+            Ok(Some(_bytes)) => {}
+            Ok(None) => self.endpoint.body_ended(),
+            Err(error) => self.endpoint.body_broke(error),
+        }
+        chunk
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         let chunk = match timeout(self.idle_limit, self.response.chunk()).await {
             Ok(Ok(chunk)) => chunk,
             Ok(Err(error)) => return Err(transport::failure(&error)),
@@ -172,7 +253,9 @@ impl fmt::Debug for BlobBody {
         f.debug_struct("BlobBody")
             .field("total", &self.total)
             .field("from", &self.from)
+            .field("to", &self.to)
             .field("left", &self.left)
+            .field("endpoint", &self.endpoint)
             .finish_non_exhaustive()
     }
 }
@@ -196,9 +279,7 @@ fn refuses_range(failure: &Failure) -> bool {
 
 fn check(arrival: &Arrival, from: u64) -> Result<Extent, Error> {
     let headers = arrival.response.headers();
-    if transport::is_encoded(headers) {
-        return Err(ENCODED);
-    }
+    // A code that is only a label is no reason to refuse: nothing is decoded, and the digest decides on the bytes as they come.
     if transport::is_html(headers) {
         return Err(HTML);
     }
@@ -231,7 +312,7 @@ fn extent(
 }
 
 /// `bytes 5-9/10` (RFC 9110, 14.4); the total may be `*`.
-fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
+pub(super) fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     let (unit, rest) = text.trim().split_once(' ')?;
     let (range, total) = rest.trim().split_once('/')?;
     let (first, last) = range.split_once('-')?;
@@ -257,6 +338,13 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_RANGE, HeaderValue::from_static(range));
         extent(StatusCode::PARTIAL_CONTENT, &headers, None, from)
+    }
+
+    #[test]
+    fn a_part_is_asked_for_with_inclusive_ends() {
+        assert_eq!(BlobRange::WHOLE.header(), None);
+        assert_eq!(BlobRange::rest(7).header().unwrap(), "bytes=7-");
+        assert_eq!(BlobRange::part(0, 10).header().unwrap(), "bytes=0-9");
     }
 
     #[test]

@@ -13,6 +13,8 @@ use super::error::{Cause, Error};
 /// How many codes and characters of an error body are kept.
 const CODES_MAX: usize = 8;
 const TEXT_BYTES_MAX: usize = 2048;
+/// The reason in a roadstead's error body when its upstream said that there is no such thing.
+const ABSENT_REASON: &str = "absent";
 
 /// By what right the refused question was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,8 @@ pub(super) struct ErrorBody {
     pub(super) codes: Vec<String>,
     /// It says that something has expired.
     pub(super) expired: bool,
+    /// A roadstead says that the registry behind it does not have it; it gives 404 for other reasons as well.
+    pub(super) absent: bool,
 }
 
 /// One refused answer.
@@ -67,6 +71,8 @@ impl ErrorBody {
         let text = String::from_utf8_lossy(&body[..body.len().min(TEXT_BYTES_MAX)]);
         let lower = text.to_ascii_lowercase();
         let parsed: Option<Value> = serde_json::from_slice(body).ok();
+        let reason = parsed.as_ref().and_then(|value| value.pointer("/errors/0/detail/reason"));
+        let absent = reason.is_some_and(|reason| reason == ABSENT_REASON);
         let codes = parsed
             .as_ref()
             .and_then(|value| value.get("errors")?.as_array())
@@ -81,6 +87,7 @@ impl ErrorBody {
             markup,
             codes,
             expired: lower.contains("expired"),
+            absent,
         }
     }
 

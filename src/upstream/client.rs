@@ -1,6 +1,7 @@
-//! The upstream itself: what it is made of, and where its URLs are.
+//! The client of one address: what it is made of, and where its URLs are.
 //!
-//! The verbs are in `manifest.rs`, `blob.rs` and `listing.rs`; how a question gets its answer is in `ask.rs`.
+//! The verbs are in `manifest.rs`, `blob.rs` and `listing.rs`; how a question gets its answer is in `ask.rs`; which address is asked is
+//! decided in `failover.rs`. What must hold: an address that is not the registry's own has no credential of it.
 
 use std::sync::Arc;
 
@@ -8,20 +9,26 @@ use bytes::Bytes;
 use reqwest::{Response, Url};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::credentials::{Credential, Credentials};
+use super::credentials::{self, Credential, Credentials};
 use super::docker_config::RegistryHosts;
+use super::endpoint::{Endpoint, Role};
 use super::error::{BuildError, Cause, Error};
+use super::failover::Turn;
+use super::keeper::Means;
 use super::memory::Memory;
 use super::metrics::{Kind, Metrics};
+use super::quota::{Quota, Spending};
 use super::realm::RealmRule;
 use super::settings::{Limits, ProxyEnv, Settings};
+use super::throttle::Throttle;
 use super::token::Tokens;
 use super::transport::{self, Deadline, Transport};
 use super::trust;
 use crate::clock::Clock;
-use crate::oci::{Reference, RegistryName, RepositoryName};
+use crate::oci::{Reference, RepositoryName};
 
 /// What all upstreams of a process share.
 #[derive(Clone, Debug)]
@@ -33,13 +40,18 @@ pub struct Shared {
     pub instance_id: String,
     pub metrics: Metrics,
     pub proxies: ProxyEnv,
+    /// The value of `PATH`: where credential helpers are looked for.
+    pub search_path: Option<String>,
+    /// Ends the runs of credential helpers.
+    pub shutdown: CancellationToken,
 }
 
-/// One foreign registry. Made once per configured upstream and shared.
+/// One address of a registry, and what is needed to ask it: its own connections, tokens, limits and memory.
 #[derive(Debug)]
-pub struct Upstream {
-    name: RegistryName,
-    host: String,
+pub(super) struct Client {
+    pub(super) endpoint: Endpoint,
+    /// The registry's name, for an endpoint that has many.
+    pub(super) ns: Option<String>,
     pub(super) origin: Url,
     /// Path up to the repository name, with slashes at both ends.
     base: String,
@@ -47,30 +59,48 @@ pub struct Upstream {
     scope_prefix: String,
     pub(super) limits: Limits,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) tasks: TaskTracker,
     pub(super) transport: Transport,
     pub(super) credentials: Arc<Credentials>,
     pub(super) tokens: Arc<Tokens>,
     pub(super) memory: Memory,
+    pub(super) throttle: Throttle,
+    pub(super) quota: Quota,
     /// Places for small requests.
     pub(super) questions: Semaphore,
     /// Places for downloads; each is held as long as its body.
     pub(super) downloads: Arc<Semaphore>,
 }
 
-/// Could an upstream be set up from these settings? Nothing is dialled; reads the `ca_file`, so it blocks for a moment.
+/// Could an upstream be set up from these settings? Nothing is dialled; reads the files with authorities, so it blocks for a moment.
 ///
 /// # Errors
-/// As [`Upstream::new`] has them for these settings.
+/// As `Upstream::new` has them for these settings.
 pub fn check(settings: &Settings) -> Result<(), BuildError> {
     checked_host(&settings.url)?;
+    for mirror in &settings.mirrors {
+        checked_host(mirror)?;
+    }
     if let Some(proxy) = &settings.proxy {
         check_proxy(proxy)?;
     }
-    match &settings.ca_file {
-        Some(file) => trust::authorities_in(&file.path).map(drop),
+    let parents = settings.parent.as_ref().and_then(|parent| parent.ca_file.as_ref());
+    for file in settings.ca_file.iter().chain(parents) {
+        trust::authorities_in(&file.path)?;
+    }
+    match &settings.parent {
+        Some(parent) => checked_host(&parent.url).map(drop),
         None => Ok(()),
     }
+}
+
+/// The credential helpers that these settings need and that cannot be run: they are not there, or no programs. Without their arguments,
+/// which may hold a secret. Blocks.
+pub fn missing_helpers(settings: &Settings, search_path: Option<&str>) -> Vec<String> {
+    let host = checked_host(&settings.url).unwrap_or_default();
+    let hosts = RegistryHosts::new(&[settings.name.as_str(), &host]);
+    let programs = credentials::programs(&settings.credential, &hosts);
+    let missing = programs.iter().filter(|program| program.find(search_path).is_none());
+    missing.map(|program| program.path.display().to_string()).collect()
 }
 
 /// Could this be the address of an HTTP proxy?
@@ -81,18 +111,30 @@ pub fn check_proxy(text: &str) -> Result<(), BuildError> {
     transport::checked_proxy(text).map(drop)
 }
 
-impl Upstream {
-    /// Sets up an upstream; nothing is dialled. Reads its `ca_file` and credential file, so it blocks for a moment.
+impl Client {
+    /// Sets up the client of one address, `settings.url`, of the upstream `settings.name`; nothing is dialled. Reads its files, so it
+    /// blocks for a moment.
     ///
     /// # Errors
     /// [`BuildError`] for settings that cannot work.
-    pub fn new(settings: Settings, shared: &Shared) -> Result<Self, BuildError> {
+    pub(super) fn new(settings: Settings, role: Role, shared: &Shared) -> Result<Self, BuildError> {
         let host = checked_host(&settings.url)?;
         let limits = transport::sane(&settings.limits);
-        let meter = shared.metrics.of(&settings.name);
+        let meter = shared.metrics.of(&settings.name, &host);
+        let meter = if role == Role::Origin { meter } else { meter.of_a_copy() };
         let (proxies, id) = (&shared.proxies, &shared.instance_id);
-        let transport = Transport::new(&settings, proxies, id, meter, &shared.tasks)?;
+        let transport = Transport::new(&settings, proxies, id, meter.clone(), &shared.tasks)?;
         let hosts = RegistryHosts::new(&[settings.name.as_str(), &host]);
+        let means = Means {
+            clock: Arc::clone(&shared.clock),
+            tasks: shared.tasks.clone(),
+            shutdown: shared.shutdown.clone(),
+            meter: meter.clone(),
+            search_path: shared.search_path.clone(),
+            limit: limits.helper,
+            refresh: settings.credential_refresh,
+        };
+        let quota = Quota::new(settings.quota_reserve, Arc::clone(&shared.clock), meter.clone());
         let (base, scope_prefix) = base_path(settings.url.path());
         let rule = RealmRule::new(&settings.url, &settings.realms);
         let tokens = Tokens::new(
@@ -102,64 +144,47 @@ impl Upstream {
             Arc::clone(&shared.clock),
             shared.tasks.clone(),
         );
+        let clock = Arc::clone(&shared.clock);
+        let ns = (role != Role::Origin).then(|| settings.name.to_string());
         Ok(Self {
-            name: settings.name,
-            host,
+            endpoint: Endpoint::new(settings.name, host, role, clock, meter),
+            ns,
             origin: settings.url,
             base,
             scope_prefix,
             clock: Arc::clone(&shared.clock),
-            tasks: shared.tasks.clone(),
             transport,
-            credentials: Arc::new(Credentials::new(settings.credential, hosts)),
+            credentials: Arc::new(Credentials::new(settings.credential, hosts, means)),
             tokens: Arc::new(tokens),
             memory: Memory::new(),
+            throttle: Throttle::default(),
+            quota,
             questions: Semaphore::new(limits.parallel),
             downloads: Arc::new(Semaphore::new(limits.parallel)),
             limits,
         })
     }
 
-    /// The name under which clients know it.
-    pub fn name(&self) -> &RegistryName {
-        &self.name
-    }
-
-    /// The host that is asked, with its port if that is not the scheme's own: for logs and for the source of a tag's move.
-    pub fn host(&self) -> &str {
-        &self.host
-    }
-
-    /// Tells one credential from another without telling the credential; `None` means that we ask anonymously. It covers all logins
-    /// that the configuration has for this upstream, as last read.
-    pub fn credential_fingerprint(&self) -> Option<[u8; 16]> {
-        self.credentials.fingerprint()
-    }
-
-    /// May anybody read the repository? Asks without any credential: for the manifest if a reference is known, else for a page of
-    /// tags. What only we can see is not public, also where upstream hides it behind a 404.
-    ///
-    /// # Errors
-    /// [`Error::Absent`] if not even we can see it, so that there is nothing to judge; else whatever kept upstream from deciding, but
-    /// never [`Error::Denied`].
-    pub async fn public(
+    /// May anybody read the repository? See `Upstream::public`.
+    pub(super) async fn public(
         &self,
         repository: &RepositoryName,
         reference: Option<&Reference>,
+        spending: Spending,
+        turn: Turn<'_>,
     ) -> Result<bool, Error> {
-        let deadline = Deadline::after(self.limits.answer);
         let nobody = Arc::new(Credential::anonymous());
-        match self.visible(&nobody, repository, reference, deadline).await {
+        match self.visible(&nobody, repository, reference, (spending, turn)).await {
             Ok(()) => return Ok(true),
             Err(Error::Denied) => return Ok(false),
             Err(Error::Absent) => {}
             Err(error) => return Err(error),
         }
-        let who = self.credentials.current(repository, &self.tasks).await?;
+        let who = self.credentials.current(repository, turn.deadline).await?;
         if who.login.is_none() {
             return Err(Error::Absent);
         }
-        match self.visible(&who, repository, reference, deadline).await {
+        match self.visible(&who, repository, reference, (spending, turn)).await {
             // Denied to us as well: it is there, and not for everybody.
             Ok(()) | Err(Error::Denied) => Ok(false),
             Err(error) => Err(error),
@@ -172,30 +197,34 @@ impl Upstream {
         who: &Arc<Credential>,
         repository: &RepositoryName,
         reference: Option<&Reference>,
-        deadline: Deadline,
+        (spending, turn): (Spending, Turn<'_>),
     ) -> Result<(), Error> {
-        let _place = self.place(deadline).await?;
+        let _place = self.place(turn.deadline).await?;
         match reference {
-            Some(reference) => self.visible_manifest(who, repository, reference, deadline).await,
-            None => self.visible_list(who, repository, deadline).await,
+            Some(reference) => {
+                self.visible_manifest(who, repository, reference, (spending, turn)).await
+            }
+            None => self.visible_list(who, repository, turn).await,
         }
     }
 
-    /// The body of a small answer, whole and not encoded.
+    /// The body of a small answer, whole and not encoded. A label without a code is only a label: JSON begins with a brace.
     pub(super) async fn small_body(
         &self,
         kind: Kind,
         response: Response,
         deadline: Deadline,
     ) -> Result<Bytes, Error> {
-        if transport::is_encoded(response.headers()) {
-            return Err(ENCODED);
-        }
+        let labelled = transport::is_encoded(response.headers());
         if transport::is_html(response.headers()) {
             return Err(HTML);
         }
         let limit = self.limits.manifest_bytes;
-        self.transport.body(kind, response, limit, deadline).await
+        let body = self.transport.body(kind, response, limit, deadline).await?;
+        if labelled && !body.trim_ascii_start().starts_with(b"{") {
+            return Err(ENCODED);
+        }
+        Ok(body)
     }
 
     /// A place among the small requests of this upstream.
@@ -208,6 +237,7 @@ impl Upstream {
     pub(super) fn url(&self, repository: &RepositoryName, rest: &str) -> Url {
         let mut url = self.origin.clone();
         url.set_path(&format!("{}{repository}/{rest}", self.base));
+        url.set_query(with_ns(None, self.ns.as_deref()).as_deref());
         url
     }
 
@@ -215,6 +245,7 @@ impl Upstream {
         let mut url = self.origin.clone();
         let end = self.base.len() - self.scope_prefix.len();
         url.set_path(&self.base[..end]);
+        url.set_query(with_ns(None, self.ns.as_deref()).as_deref());
         url
     }
 
@@ -226,6 +257,17 @@ impl Upstream {
 
 pub(super) const ENCODED: Error = Error::Junk("an encoded body, though identity was asked for");
 pub(super) const HTML: Error = Error::Junk("an HTML page");
+
+/// The query of a question to an endpoint that must be told which registry is meant. Plain registries ignore it.
+pub(super) fn with_ns(query: Option<&str>, ns: Option<&str>) -> Option<String> {
+    let Some(ns) = ns else {
+        return query.map(str::to_owned);
+    };
+    let others = query.unwrap_or_default().split('&');
+    let others = others.filter(|pair| !pair.is_empty() && !pair.starts_with("ns="));
+    let own = format!("ns={ns}");
+    Some(others.chain([own.as_str()]).collect::<Vec<_>>().join("&"))
+}
 
 /// All places at this upstream are taken.
 pub(super) fn busy() -> Error {
@@ -272,6 +314,16 @@ mod tests {
         assert_eq!(of("/v2"), ("/v2/".into(), String::new()));
         assert_eq!(of("/v2/hub-mirror"), ("/v2/hub-mirror/".into(), "hub-mirror/".into()));
         assert_eq!(of("/a//v2/b/c/"), ("/a/v2/b/c/".into(), "b/c/".into()));
+    }
+
+    #[test]
+    fn a_mirror_is_told_which_registry_is_meant() {
+        let of = |query, ns| with_ns(query, ns);
+        assert_eq!(of(None, None), None);
+        assert_eq!(of(Some("n=1"), None).as_deref(), Some("n=1"));
+        assert_eq!(of(None, Some("r.example:5000")).as_deref(), Some("ns=r.example:5000"));
+        let followed = of(Some("n=1&ns=other.example&last=x"), Some("r.example"));
+        assert_eq!(followed.as_deref(), Some("n=1&last=x&ns=r.example"));
     }
 
     #[test]

@@ -2,25 +2,27 @@
 //!
 //! What must hold: files are looked at before every use and read again when they changed, off the runtime's workers; a file that
 //! cannot be used is [`Error::Credential`], never silent anonymity; nothing here can be printed. The fingerprint goes into the store
-//! beside proofs of membership, so it is stretched: who reads the store cannot try passwords cheaply.
+//! beside proofs of membership, so it is stretched: who reads the store cannot try passwords cheaply. Logins of helper programs are kept
+//! in `keeper.rs`.
 
 use std::fmt;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
-use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
-use super::docker_config::{self, Login, RegistryHosts};
+use super::docker_config::{self, Held, Login, RegistryHosts};
 use super::error::Error;
-use super::settings::{CredentialSource, Secret};
+use super::keeper::{Keeper, Means, Question};
+use super::settings::{CredentialSource, Program, Secret};
+use super::transport::Deadline;
 use crate::oci::{Digest, RepositoryName};
 
 /// Largest file with a password or with docker's config.
@@ -32,11 +34,16 @@ const FINGERPRINT_BYTES: usize = 16;
 pub(super) type Fingerprint = [u8; FINGERPRINT_BYTES];
 
 /// With what we ask for one repository.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub(super) struct Credential {
     /// `None`: anonymous.
     pub(super) login: Option<Login>,
+    /// Tells one identity from another: what upstream showed to one is proved for it alone.
     pub(super) fingerprint: Option<Fingerprint>,
+    /// Tells one secret from another: a token that was had for one is not asked for with another.
+    pub(super) secret: Option<Fingerprint>,
+    /// Who has a newer one, if a helper gave it.
+    pub(super) keeper: Weak<Keeper>,
 }
 
 /// The credentials of one upstream.
@@ -44,6 +51,7 @@ pub(super) struct Credential {
 pub(super) struct Credentials {
     source: CredentialSource,
     hosts: RegistryHosts,
+    means: Means,
     loaded: ArcSwap<Loaded>,
 }
 
@@ -52,7 +60,14 @@ struct Loaded {
     /// The state of the file when it was read; `None` if there was none.
     stamp: Option<Stamp>,
     /// The most specific namespace first.
-    logins: Result<Vec<(String, Arc<Credential>)>, Arc<str>>,
+    logins: Result<Vec<(String, Holder)>, Arc<str>>,
+}
+
+/// Who has a login.
+#[derive(Clone, Debug)]
+enum Holder {
+    Here(Arc<Credential>),
+    Helper(Arc<Keeper>),
 }
 
 /// Tells a changed file: a replaced one has another inode, an edited one another time or size.
@@ -67,12 +82,17 @@ pub(super) struct Stamp {
 
 impl Credential {
     pub(super) fn anonymous() -> Self {
-        Self { login: None, fingerprint: None }
+        Self { login: None, fingerprint: None, secret: None, keeper: Weak::new() }
     }
 
     fn of(login: Login) -> Self {
         let fingerprint = Some(fingerprint(&login));
-        Self { login: Some(login), fingerprint }
+        Self { login: Some(login), fingerprint, secret: fingerprint, keeper: Weak::new() }
+    }
+
+    /// The login that a helper gave for `identity`.
+    pub(super) fn helped(login: Login, identity: Fingerprint, keeper: Weak<Keeper>) -> Self {
+        Self { fingerprint: Some(identity), keeper, ..Self::of(login) }
     }
 
     /// The value of a Basic Authorization (RFC 7617), if this is a user with a password.
@@ -103,37 +123,45 @@ impl fmt::Debug for Credential {
 
 impl Credentials {
     /// Reads the files once; a file that is missing now may come later and is no error yet. Blocks.
-    pub(super) fn new(source: CredentialSource, hosts: RegistryHosts) -> Self {
-        let loaded = load(&source, &hosts);
-        Self { source, hosts, loaded: ArcSwap::from_pointee(loaded) }
+    pub(super) fn new(source: CredentialSource, hosts: RegistryHosts, means: Means) -> Self {
+        let loaded = load(&source, &hosts, &means, &[]);
+        Self { source, hosts, means, loaded: ArcSwap::from_pointee(loaded) }
     }
 
-    /// The credential for a repository, as the file says now.
+    /// The credential for a repository, as the file or the helper says now.
     ///
     /// # Errors
-    /// [`Error::Credential`] if the file cannot be read or understood.
+    /// [`Error::Credential`] if the file cannot be read or understood, or the helper gives nothing.
     pub(super) async fn current(
         self: &Arc<Self>,
         repository: &RepositoryName,
-        tasks: &TaskTracker,
+        deadline: Deadline,
     ) -> Result<Arc<Credential>, Error> {
         if self.source.path().is_some() {
             let credentials = Arc::clone(self);
-            let refreshed = tasks.spawn_blocking(move || credentials.refresh()).await;
+            let refreshed = self.means.tasks.spawn_blocking(move || credentials.refresh()).await;
             refreshed.map_err(|_stopped| {
                 Error::credential("the credential file was not read: shutting down")
             })?;
         }
-        let loaded = self.loaded.load();
-        let logins =
-            loaded.logins.as_ref().map_err(|message| Error::Credential(Arc::clone(message)))?;
-        let found = logins
-            .iter()
-            .find(|(namespace, _credential)| docker_config::holds(namespace, repository.as_str()));
-        Ok(match found {
-            Some((_namespace, credential)) => Arc::clone(credential),
-            None => Arc::new(Credential::anonymous()),
-        })
+        let holder = {
+            let loaded = self.loaded.load();
+            let logins = loaded.logins.as_ref();
+            let logins = logins.map_err(|message| Error::Credential(Arc::clone(message)))?;
+            let holds = |namespace: &str| docker_config::holds(namespace, repository.as_str());
+            let found = logins.iter().find(|(namespace, _holder)| holds(namespace));
+            found.map(|(_namespace, holder)| holder.clone())
+        };
+        match holder {
+            Some(Holder::Here(credential)) => Ok(credential),
+            Some(Holder::Helper(keeper)) => keeper.current(deadline).await,
+            None => Ok(Arc::new(Credential::anonymous())),
+        }
+    }
+
+    /// Those who keep the logins of helpers.
+    pub(super) fn keepers(&self) -> Vec<Arc<Keeper>> {
+        self.loaded.load().keepers().cloned().collect()
     }
 
     /// One fingerprint over all logins for this upstream, as last read; `None` means that it is asked anonymously.
@@ -141,13 +169,13 @@ impl Credentials {
         let loaded = self.loaded.load();
         match loaded.logins.as_deref() {
             Ok([]) => None,
-            Ok([(namespace, only)]) if namespace.is_empty() => only.fingerprint,
+            Ok([(namespace, only)]) if namespace.is_empty() => only.fingerprint(),
             Ok(several) => {
                 let mut text = Vec::new();
-                for (namespace, credential) in several {
+                for (namespace, holder) in several {
                     text.extend_from_slice(namespace.as_bytes());
                     text.push(0);
-                    text.extend(credential.fingerprint.into_iter().flatten());
+                    text.extend(holder.fingerprint().into_iter().flatten());
                 }
                 Some(truncated(&Digest::sha256_of(&text)))
             }
@@ -160,9 +188,49 @@ impl Credentials {
         let Some(path) = self.source.path() else {
             return;
         };
-        if Stamp::of(path) != self.loaded.load().stamp {
-            self.loaded.store(Arc::new(load(&self.source, &self.hosts)));
+        let before = self.loaded.load();
+        if Stamp::of(path) != before.stamp {
+            // What a helper gave is as good as before if the file names the same helper.
+            let keepers: Vec<_> = before.keepers().cloned().collect();
+            let loaded = load(&self.source, &self.hosts, &self.means, &keepers);
+            self.loaded.store(Arc::new(loaded));
         }
+    }
+}
+
+impl Holder {
+    fn fingerprint(&self) -> Option<Fingerprint> {
+        match self {
+            Self::Here(credential) => credential.fingerprint,
+            Self::Helper(keeper) => keeper.fingerprint(),
+        }
+    }
+}
+
+impl Loaded {
+    fn keepers(&self) -> impl Iterator<Item = &Arc<Keeper>> {
+        self.logins.iter().flatten().filter_map(|(_namespace, holder)| match holder {
+            Holder::Helper(keeper) => Some(keeper),
+            Holder::Here(_) => None,
+        })
+    }
+}
+
+/// The helpers that this source would run, as far as it can be read now. Blocks.
+pub(super) fn programs(source: &CredentialSource, hosts: &RegistryHosts) -> Vec<Program> {
+    match source {
+        CredentialSource::Helper(program) => vec![program.clone()],
+        CredentialSource::DockerConfig { path } => {
+            let entries = read(path).and_then(|text| docker_config::entries(&text, hosts));
+            let program = |entry: docker_config::Entry| match entry.held {
+                Held::By { program, .. } => Some(program),
+                Held::Here(_) => None,
+            };
+            entries.unwrap_or_default().into_iter().filter_map(program).collect()
+        }
+        CredentialSource::None
+        | CredentialSource::Basic { .. }
+        | CredentialSource::PasswordFile { .. } => Vec::new(),
     }
 }
 
@@ -183,13 +251,23 @@ impl Stamp {
 impl CredentialSource {
     fn path(&self) -> Option<&Path> {
         match self {
-            Self::None | Self::Basic { .. } => None,
+            Self::None | Self::Basic { .. } | Self::Helper(_) => None,
             Self::PasswordFile { path, .. } | Self::DockerConfig { path } => Some(path),
         }
     }
 }
 
-fn load(source: &CredentialSource, hosts: &RegistryHosts) -> Loaded {
+/// `keepers` are those of the load before.
+fn load(
+    source: &CredentialSource,
+    hosts: &RegistryHosts,
+    means: &Means,
+    keepers: &[Arc<Keeper>],
+) -> Loaded {
+    let keeper = |question: Question| {
+        let known = keepers.iter().find(|keeper| keeper.asks(&question)).cloned();
+        Holder::Helper(known.unwrap_or_else(|| Keeper::new(question, means.clone())))
+    };
     // The stamp is taken first: a change during the read is seen as a change the next time.
     let stamp = source.path().and_then(Stamp::of);
     let logins = match source {
@@ -206,22 +284,32 @@ fn load(source: &CredentialSource, hosts: &RegistryHosts) -> Loaded {
         CredentialSource::DockerConfig { path } => read(path).and_then(|text| {
             let entries = docker_config::entries(&text, hosts)
                 .map_err(|reason| format!("docker config {}: {reason}", path.display()))?;
-            let credential = |entry: docker_config::Entry| {
-                (entry.namespace, Arc::new(Credential::of(entry.login)))
+            let holder = |entry: docker_config::Entry| {
+                let holder = match entry.held {
+                    Held::Here(login) => Holder::Here(Arc::new(Credential::of(login))),
+                    Held::By { program, server } => {
+                        keeper(Question { program, server, may_be_absent: true })
+                    }
+                };
+                (entry.namespace, holder)
             };
-            Ok(entries.into_iter().map(credential).collect())
+            Ok(entries.into_iter().map(holder).collect())
         }),
+        CredentialSource::Helper(program) => {
+            let (program, server) = (program.clone(), hosts.server().to_owned());
+            Ok(vec![(String::new(), keeper(Question { program, server, may_be_absent: false }))])
+        }
     };
     Loaded { stamp, logins: logins.map_err(Into::into) }
 }
 
 /// An empty pair is no credential: as `Basic Og==` it would be refused by some realms.
-fn whole_registry(username: &str, password: Secret) -> Vec<(String, Arc<Credential>)> {
+fn whole_registry(username: &str, password: Secret) -> Vec<(String, Holder)> {
     if username.is_empty() && password.expose().is_empty() {
         return Vec::new();
     }
     let login = Login::Basic { username: username.to_owned(), password };
-    vec![(String::new(), Arc::new(Credential::of(login)))]
+    vec![(String::new(), Holder::Here(Arc::new(Credential::of(login))))]
 }
 
 fn password_in(text: &[u8]) -> Option<Secret> {
@@ -249,14 +337,19 @@ fn fingerprint(login: &Login) -> Fingerprint {
         Login::Registry(token) => ("registry", "", token),
     };
     let seed = Zeroizing::new(format!("{kind}\0{username}\0{}", secret.expose()));
-    let mut digest = Digest::sha256_of(seed.as_bytes());
+    stretched(seed.as_bytes())
+}
+
+/// A hash that is dear to try.
+pub(super) fn stretched(seed: &[u8]) -> Fingerprint {
+    let mut digest = Digest::sha256_of(seed);
     for _round in 0..FINGERPRINT_ROUNDS {
         digest = Digest::sha256_of(digest.value());
     }
     truncated(&digest)
 }
 
-fn truncated(digest: &Digest) -> Fingerprint {
+pub(super) fn truncated(digest: &Digest) -> Fingerprint {
     let mut fingerprint = [0; FINGERPRINT_BYTES];
     fingerprint.copy_from_slice(&digest.value()[..FINGERPRINT_BYTES]);
     fingerprint
@@ -265,9 +358,14 @@ fn truncated(digest: &Digest) -> Fingerprint {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::keeper::tests::means;
 
     fn hosts() -> RegistryHosts {
         RegistryHosts::new(&["r.example"])
+    }
+
+    fn soon() -> Deadline {
+        Deadline::after(std::time::Duration::from_secs(5))
     }
 
     fn repository() -> RepositoryName {
@@ -285,15 +383,14 @@ mod tests {
     async fn a_changed_password_file_is_read_again() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("password");
-        let tasks = TaskTracker::new();
         let source = CredentialSource::PasswordFile { username: "bot".into(), path: path.clone() };
-        let credentials = Arc::new(Credentials::new(source, hosts()));
-        let missing = credentials.current(&repository(), &tasks).await.unwrap_err();
+        let credentials = Arc::new(Credentials::new(source, hosts(), means()));
+        let missing = credentials.current(&repository(), soon()).await.unwrap_err();
         assert!(matches!(missing, Error::Credential(_)));
         assert!(credentials.fingerprint().is_some());
 
         std::fs::write(&path, "one\r\n").unwrap();
-        let first = credentials.current(&repository(), &tasks).await.unwrap();
+        let first = credentials.current(&repository(), soon()).await.unwrap();
         assert_eq!(password(&first), "one");
         let before = credentials.fingerprint();
         assert_eq!(before, first.fingerprint);
@@ -301,12 +398,12 @@ mod tests {
         let other = directory.path().join("other");
         std::fs::write(&other, "two\n").unwrap();
         std::fs::rename(&other, &path).unwrap();
-        let second = credentials.current(&repository(), &tasks).await.unwrap();
+        let second = credentials.current(&repository(), soon()).await.unwrap();
         assert_eq!(password(&second), "two");
         assert_ne!(credentials.fingerprint(), before);
 
         std::fs::write(&path, "\n").unwrap();
-        assert!(credentials.current(&repository(), &tasks).await.is_err());
+        assert!(credentials.current(&repository(), soon()).await.is_err());
     }
 
     #[tokio::test]
@@ -316,11 +413,10 @@ mod tests {
         let config = r#"{"auths":{"r.example/org":{"username":"u","password":"p"}}}"#;
         std::fs::write(&path, config).unwrap();
         let source = CredentialSource::DockerConfig { path };
-        let credentials = Arc::new(Credentials::new(source, hosts()));
-        let tasks = TaskTracker::new();
-        let ours = credentials.current(&repository(), &tasks).await.unwrap();
+        let credentials = Arc::new(Credentials::new(source, hosts(), means()));
+        let ours = credentials.current(&repository(), soon()).await.unwrap();
         assert!(ours.login.is_some());
-        let other = credentials.current(&"other".parse().unwrap(), &tasks).await.unwrap();
+        let other = credentials.current(&"other".parse().unwrap(), soon()).await.unwrap();
         assert!(other.login.is_none() && other.fingerprint.is_none());
         assert!(credentials.fingerprint().is_some());
     }
@@ -328,14 +424,14 @@ mod tests {
     #[test]
     fn an_empty_pair_is_anonymous() {
         let source = CredentialSource::Basic { username: String::new(), password: "".into() };
-        assert_eq!(Credentials::new(source, hosts()).fingerprint(), None);
-        assert_eq!(Credentials::new(CredentialSource::None, hosts()).fingerprint(), None);
+        assert_eq!(Credentials::new(source, hosts(), means()).fingerprint(), None);
+        assert_eq!(Credentials::new(CredentialSource::None, hosts(), means()).fingerprint(), None);
     }
 
     #[test]
     fn credentials_do_not_print() {
         let source = CredentialSource::Basic { username: "bot".into(), password: "hunter2".into() };
-        let credentials = Credentials::new(source, hosts());
+        let credentials = Credentials::new(source, hosts(), means());
         let text = format!("{credentials:?}");
         assert!(!text.contains("hunter2"), "{text}");
         let header =

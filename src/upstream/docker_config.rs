@@ -1,20 +1,23 @@
 //! Reading a docker `config.json` (also podman's `auth.json` and the dockerconfigjson of a Kubernetes secret).
 //!
 //! Pure: text in, the credentials for one registry out. What must hold: an entry for another registry is never returned; a config whose
-//! credential lies in a helper program is told as such, not taken for anonymous. Helper programs are not run here.
+//! credential lies in a helper program is told as such, not taken for anonymous. Helper programs are run in `helper.rs`. The order is
+//! docker's, `credHelpers` before `credsStore`, but that a login which stands in the file itself needs no store.
 
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde_json::{Map, Value};
 
-use super::settings::Secret;
+use super::settings::{Program, Secret};
 
 /// All names of Docker Hub; in config files it is mostly `https://index.docker.io/v1/`.
 const HUB: [&str; 4] =
     ["docker.io", "index.docker.io", "registry-1.docker.io", "registry.docker.io"];
+/// The name of Docker Hub in credential helpers.
+const HUB_SERVER: &str = "https://index.docker.io/v1/";
 /// The user name that says "the password is an identity token" (docker's credential helpers).
-const IDENTITY_USER: &str = "<token>";
+pub(super) const IDENTITY_USER: &str = "<token>";
 
 /// What an entry holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,30 +35,53 @@ pub(super) enum Login {
     Registry(Secret),
 }
 
-/// A login and the repositories that it is for.
+/// A login, or who has it, and the repositories that it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     /// The namespace below the registry, such as `org/team`; empty is the whole registry.
     pub(super) namespace: String,
-    pub(super) login: Login,
+    pub(super) held: Held,
+}
+
+/// Where a login is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    Here(Login),
+    /// A helper program has it, under this name of the server.
+    By {
+        program: Program,
+        server: String,
+    },
 }
 
 /// The names under which one registry may stand in a config file: lower-case hosts with their ports.
 #[derive(Clone, Debug)]
-pub(super) struct RegistryHosts(Vec<String>);
+pub(super) struct RegistryHosts {
+    all: Vec<String>,
+    /// As a helper is asked for it.
+    server: String,
+}
 
 impl RegistryHosts {
+    /// The last name is the host that is really asked.
     pub(super) fn new(names: &[&str]) -> Self {
-        let mut hosts: Vec<String> = names.iter().map(|name| name.to_ascii_lowercase()).collect();
-        if hosts.iter().any(|host| HUB.contains(&host.as_str())) {
-            hosts.extend(HUB.map(str::to_owned));
+        let mut all: Vec<String> = names.iter().map(|name| name.to_ascii_lowercase()).collect();
+        let mut server = all.last().cloned().unwrap_or_default();
+        if all.iter().any(|host| HUB.contains(&host.as_str())) {
+            all.extend(HUB.map(str::to_owned));
+            HUB_SERVER.clone_into(&mut server);
         }
-        Self(hosts)
+        Self { all, server }
+    }
+
+    /// The name under which docker asks a helper for this registry.
+    pub(super) fn server(&self) -> &str {
+        &self.server
     }
 
     /// Kubernetes allows `*` within a label of the host.
     fn matches(&self, pattern: &str) -> bool {
-        self.0.iter().any(|host| host_matches(pattern, host))
+        self.all.iter().any(|host| host_matches(pattern, host))
     }
 }
 
@@ -67,9 +93,6 @@ pub(super) fn entries(text: &[u8], hosts: &RegistryHosts) -> Result<Vec<Entry>, 
     let Ok(Value::Object(config)) = serde_json::from_slice::<Value>(text) else {
         return Err("it is not a JSON object".into());
     };
-    if let Some(helper) = helper_of(&config, hosts) {
-        return Err(needs_helper(helper));
-    }
     let bare = !["auths", "credHelpers", "credsStore"].iter().any(|key| config.contains_key(*key));
     let auths = match config.get("auths") {
         Some(Value::Object(auths)) => Some(auths),
@@ -83,15 +106,24 @@ pub(super) fn entries(text: &[u8], hosts: &RegistryHosts) -> Result<Vec<Entry>, 
         if !hosts.matches(&host) {
             continue;
         }
-        match login(value)? {
-            Some(login) => found.push(Entry { namespace, login }),
-            // docker leaves an empty entry behind when it moves the secret to the store.
-            None => {
-                if let Some(store) = config.get("credsStore").and_then(Value::as_str) {
-                    return Err(needs_helper(store));
-                }
-            }
+        // docker leaves an empty entry behind when it moves the secret to the store.
+        if let Some(login) = login(value)? {
+            found.push(Entry { namespace, held: Held::Here(login) });
         }
+    }
+    let whole = |entry: &Entry| entry.namespace.is_empty();
+    let helper = match helper_of(&config, hosts) {
+        Some((key, helper)) => {
+            found.retain(|entry| !whole(entry));
+            Some((helper, server_of(key, hosts)))
+        }
+        None if found.iter().any(whole) => None,
+        None => store_of(&config).map(|store| (store, hosts.server.clone())),
+    };
+    if let Some((name, server)) = helper {
+        let program =
+            Program::named(name).ok_or("the name of its helper is no name of a program")?;
+        found.push(Entry { namespace: String::new(), held: Held::By { program, server } });
     }
     found.sort_by_key(|entry| std::cmp::Reverse(entry.namespace.len()));
     Ok(found)
@@ -105,22 +137,25 @@ pub(super) fn holds(namespace: &str, repository: &str) -> bool {
     }
 }
 
-fn needs_helper(helper: &str) -> String {
-    let name: String = helper
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c))
-        .take(64)
-        .collect();
-    format!(
-        "the credential lies in the helper docker-credential-{name}, and helpers are not run; use username with password_file"
-    )
-}
-
-fn helper_of<'a>(config: &'a Map<String, Value>, hosts: &RegistryHosts) -> Option<&'a str> {
+/// The helper that `credHelpers` names for this registry, with its key there.
+fn helper_of<'a>(
+    config: &'a Map<String, Value>,
+    hosts: &RegistryHosts,
+) -> Option<(&'a str, &'a str)> {
     let helpers = config.get("credHelpers")?.as_object()?;
     let ours = |key: &str| hosts.matches(&split_key(key).0);
-    let (_key, helper) = helpers.iter().find(|(key, _helper)| ours(key))?;
-    helper.as_str().filter(|helper| !helper.is_empty())
+    let (key, helper) = helpers.iter().find(|(key, _helper)| ours(key))?;
+    Some((key, helper.as_str().filter(|helper| !helper.is_empty())?))
+}
+
+fn store_of(config: &Map<String, Value>) -> Option<&str> {
+    config.get("credsStore").and_then(Value::as_str).filter(|store| !store.is_empty())
+}
+
+/// docker asks with the name that stands in the file; a pattern is no name.
+fn server_of(key: &str, hosts: &RegistryHosts) -> String {
+    let host = split_key(key).0;
+    if HUB.contains(&host.as_str()) || host.contains('*') { hosts.server.clone() } else { host }
 }
 
 /// `https://index.docker.io/v1/` -> (`index.docker.io`, ``); `quay.io/org/repo` -> (`quay.io`, `org/repo`).
@@ -144,17 +179,23 @@ fn host_matches(pattern: &str, host: &str) -> bool {
         && pattern.iter().zip(&host).all(|(pattern, label)| label_matches(pattern, label))
 }
 
-/// One label with at most a few `*`, each for any number of characters.
+/// One label, each `*` for any number of characters. Taking each middle piece at its first place finds a match if there is one, so the
+/// time does not explode with the number of stars.
 fn label_matches(pattern: &str, label: &str) -> bool {
     let Some((head, rest)) = pattern.split_once('*') else {
         return pattern == label;
     };
-    label.strip_prefix(head).is_some_and(|left| {
-        left.char_indices()
-            .map(|(at, _)| at)
-            .chain([left.len()])
-            .any(|at| label_matches(rest, &left[at..]))
-    })
+    let (middle, tail) = rest.rsplit_once('*').unwrap_or(("", rest));
+    let Some(mut left) = label.strip_prefix(head) else {
+        return false;
+    };
+    for piece in middle.split('*') {
+        match left.find(piece) {
+            Some(at) => left = &left[at + piece.len()..],
+            None => return false,
+        }
+    }
+    left.ends_with(tail)
 }
 
 fn login(value: &Value) -> Result<Option<Login>, String> {
@@ -222,7 +263,21 @@ mod tests {
 
     fn of(host: &str, config: &str) -> Result<Option<Login>, String> {
         let found = entries(config.as_bytes(), &RegistryHosts::new(&[host]))?;
-        Ok(most_specific(&found, "org/repo").map(|entry| entry.login.clone()))
+        Ok(most_specific(&found, "org/repo").map(|entry| match &entry.held {
+            Held::Here(login) => login.clone(),
+            Held::By { .. } => panic!("a helper has it"),
+        }))
+    }
+
+    /// The helper and the server that it is asked for.
+    fn helper(hosts: &[&str], config: &str) -> Option<(String, String)> {
+        let found = entries(config.as_bytes(), &RegistryHosts::new(hosts)).unwrap();
+        match &most_specific(&found, "org/repo")?.held {
+            Held::By { program, server } => {
+                Some((program.path.to_str().unwrap().to_owned(), server.clone()))
+            }
+            Held::Here(_) => None,
+        }
     }
 
     #[test]
@@ -262,8 +317,8 @@ mod tests {
             "quay.io/org":{"username":"org","password":"p"},"quay.io/org/repo":{"username":"repo","password":"p"},
             "quay.io/org/re":{"username":"wrong","password":"p"}}}"#;
         let found = entries(config.as_bytes(), &RegistryHosts::new(&["quay.io"])).unwrap();
-        let user = |repository| match &most_specific(&found, repository).unwrap().login {
-            Login::Basic { username, .. } => username.clone(),
+        let user = |repository| match &most_specific(&found, repository).unwrap().held {
+            Held::Here(Login::Basic { username, .. }) => username.clone(),
             other => panic!("{other:?}"),
         };
         assert_eq!(user("org/repo"), "repo");
@@ -287,16 +342,48 @@ mod tests {
 
     #[test]
     fn helpers_are_told_and_not_taken_for_anonymous() {
-        let helper = r#"{"auths":{"ghcr.io":{}},"credHelpers":{"ghcr.io":"pass; rm"}}"#;
-        let message = of("ghcr.io", helper).unwrap_err();
-        assert!(message.contains("docker-credential-passrm") && message.contains("password_file"));
-        assert_eq!(of("quay.io", helper).unwrap(), None);
-        let store = r#"{"auths":{"https://index.docker.io/v1/":{}},"credsStore":"desktop"}"#;
-        assert!(of("docker.io", store).unwrap_err().contains("docker-credential-desktop"));
-        assert_eq!(of("quay.io", store).unwrap(), None);
-        let both =
-            r#"{"auths":{"ghcr.io":{"username":"u","password":"p"}},"credsStore":"desktop"}"#;
-        assert_eq!(of("ghcr.io", both).unwrap(), Some(basic("u", "p")));
+        let some = |name: &str, server: &str| {
+            Some((format!("docker-credential-{name}"), server.to_owned()))
+        };
+        let own =
+            r#"{"auths":{"ghcr.io":{}},"credHelpers":{"ghcr.io":"gh"},"credsStore":"desktop"}"#;
+        assert_eq!(helper(&["ghcr.io"], own), some("gh", "ghcr.io"));
+        assert_eq!(helper(&["quay.io"], own), some("desktop", "quay.io"));
+        let hub = r#"{"auths":{"https://index.docker.io/v1/":{}},"credsStore":"desktop"}"#;
+        let server = "https://index.docker.io/v1/";
+        assert_eq!(helper(&["docker.io", "registry-1.docker.io"], hub), some("desktop", server));
+        let hub = r#"{"credHelpers":{"docker.io":"hub"}}"#;
+        assert_eq!(helper(&["docker.io", "registry-1.docker.io"], hub), some("hub", server));
+        assert_eq!(helper(&["quay.io"], hub), None);
+        let family = r#"{"credHelpers":{"*-docker.pkg.dev":"gcloud"}}"#;
+        let host = "eu-docker.pkg.dev";
+        assert_eq!(helper(&[host], family), some("gcloud", host));
+        assert_eq!(
+            helper(&["ecr", "1.ecr.example"], r#"{"credsStore":"x"}"#),
+            some("x", "1.ecr.example")
+        );
+    }
+
+    #[test]
+    fn a_login_in_the_file_needs_no_store_and_a_helper_wins_over_it() {
+        let login = r#""auths":{"ghcr.io":{"username":"u","password":"p"}}"#;
+        let both = format!(r#"{{{login},"credsStore":"desktop"}}"#);
+        assert_eq!(of("ghcr.io", &both).unwrap(), Some(basic("u", "p")));
+        let both = format!(r#"{{{login},"credHelpers":{{"ghcr.io":"gh"}}}}"#);
+        assert!(helper(&["ghcr.io"], &both).is_some());
+    }
+
+    #[test]
+    fn a_name_that_is_no_program_is_refused() {
+        for bad in ["pass; rm -rf /", "../../bin/sh", "$(id)", "a b"] {
+            for config in [
+                format!(r#"{{"credHelpers":{{"ghcr.io":"{bad}"}}}}"#),
+                format!(r#"{{"credsStore":"{bad}"}}"#),
+            ] {
+                let message = of("ghcr.io", &config).unwrap_err();
+                assert!(!message.contains(bad), "{message}");
+            }
+        }
     }
 
     #[test]

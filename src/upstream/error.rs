@@ -48,6 +48,8 @@ pub enum Cause {
     Loop,
     /// All the places that we have for this upstream are taken: we are overloaded, not it.
     Busy,
+    /// It failed so lately that it is left alone for a moment.
+    Breaker,
     Other(Arc<str>),
 }
 
@@ -79,13 +81,18 @@ impl Error {
         }
     }
 
+    /// Has upstream decided? All others are to be bridged.
+    pub fn is_decision(&self) -> bool {
+        matches!(self, Self::Absent | Self::Denied)
+    }
+
     pub(super) fn credential(message: impl Into<Arc<str>>) -> Self {
         Self::Credential(message.into())
     }
 }
 
 impl Cause {
-    fn reason(&self) -> &'static str {
+    pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::Connect => "connect",
             Self::Tls => "tls",
@@ -94,6 +101,7 @@ impl Cause {
             Self::Status(_) => "status",
             Self::Loop => "loop",
             Self::Busy => "overloaded",
+            Self::Breaker => "breaker",
             Self::Other(_) => "unreachable",
         }
     }
@@ -127,8 +135,13 @@ impl fmt::Display for Cause {
             Self::Timeout => f.write_str("timed out"),
             Self::Reset => f.write_str("the connection broke"),
             Self::Status(status) => write!(f, "status {status}"),
-            Self::Loop => f.write_str("the request came back to ourselves"),
+            Self::Loop => f.write_str(
+                "the request came back here: the url, a mirror or the parent of this roadstead names itself",
+            ),
             Self::Busy => f.write_str("too many requests to it are under way"),
+            Self::Breaker => {
+                f.write_str("it failed several times in a row and is left alone for a moment")
+            }
             Self::Other(text) => f.write_str(text),
         }
     }
@@ -167,6 +180,8 @@ mod tests {
             Error::Unreachable(Cause::Reset),
             Error::Unreachable(Cause::Status(503)),
             Error::Unreachable(Cause::Loop),
+            Error::Unreachable(Cause::Busy),
+            Error::Unreachable(Cause::Breaker),
             Error::Unreachable(Cause::Other("x".into())),
             Error::Junk("x"),
             Error::TooLarge,

@@ -14,9 +14,11 @@ use reqwest::Url;
 use serde_json::Value;
 
 use super::ask::{Ask, Failure};
-use super::client::Upstream;
+use super::blob::BlobRange;
+use super::client::{Client, with_ns};
 use super::credentials::Credential;
 use super::error::{Cause, Error};
+use super::failover::Turn;
 use super::memory::Need;
 use super::metrics::Kind;
 use super::redirect::{Arrival, Hops};
@@ -28,30 +30,27 @@ const PAGE: &str = "n=1000";
 /// Enough to see whether there is a list.
 const PAGE_OF_ONE: &str = "n=1";
 
-impl Upstream {
-    /// The tags of a repository, at most `limit` of them, in upstream's order and without repeats. Names that are no tags are left out.
-    ///
-    /// # Errors
-    /// As [`Error`] says; a list that breaks off between pages is an error.
-    pub async fn tags(
+impl Client {
+    /// See `Upstream::tags`.
+    pub(super) async fn tags(
         &self,
         repository: &RepositoryName,
         limit: usize,
+        turn: Turn<'_>,
     ) -> Result<Vec<String>, Error> {
-        let whole = Deadline::after(self.limits.listing);
-        let _place = self.place(whole).await?;
+        let _place = self.place(turn.deadline).await?;
         let (mut names, mut known) = (Vec::new(), HashSet::new());
-        let mut pages = Pages::new(self.url(repository, "tags/list"));
-        pages.url.set_query(Some(PAGE));
+        let mut pages = self.pages(repository, "tags/list");
+        pages.set_query(Some(PAGE));
         for number in 0..self.limits.tag_pages {
-            let deadline = Deadline::after(whole.stage(self.limits.exchange));
-            let ask = self.list_ask(Kind::Tags, repository, &pages.url, None);
+            let deadline = turn.deadline.within(turn.page.min(self.limits.exchange));
+            let ask = self.list_ask(Kind::Tags, repository, &pages.url, turn);
             let arrival = match self.ask(&ask, deadline).await {
                 Ok(arrival) => arrival,
                 // Some refuse the page size, or any.
                 Err(failure) if number == 0 && refuses_page_size(&failure) => {
-                    pages.url.set_query(None);
-                    let ask = self.list_ask(Kind::Tags, repository, &pages.url, None);
+                    pages.set_query(None);
+                    let ask = self.list_ask(Kind::Tags, repository, &pages.url, turn);
                     self.ask(&ask, deadline).await?
                 }
                 // zot, when the last name of the page was deleted meanwhile.
@@ -75,26 +74,21 @@ impl Upstream {
         Ok(names)
     }
 
-    /// The index of what refers to `digest`, all pages in one; `None` if upstream does not have the referrers API, so that the caller
-    /// looks at the tag `sha256-<hex>`.
-    ///
-    /// # Errors
-    /// Outages, limits and credential troubles; never [`Error::Absent`] or [`Error::Denied`].
-    pub async fn referrers(
+    /// See `Upstream::referrers`.
+    pub(super) async fn referrers(
         &self,
         repository: &RepositoryName,
         digest: &Digest,
+        turn: Turn<'_>,
     ) -> Result<Option<Bytes>, Error> {
-        let whole = Deadline::after(self.limits.listing);
-        let _place = self.place(whole).await?;
-        let mut pages = Pages::new(self.url(repository, &format!("referrers/{digest}")));
+        let _place = self.place(turn.deadline).await?;
+        let mut pages = self.pages(repository, &format!("referrers/{digest}"));
         let mut first: Option<Bytes> = None;
         let mut merged: Option<Value> = None;
         let mut merged_bytes = 0;
         for _number in 0..self.limits.tag_pages {
-            let deadline = Deadline::after(whole.stage(self.limits.exchange));
-            let accept = Some(MediaType::OCI_INDEX);
-            let ask = self.list_ask(Kind::Referrers, repository, &pages.url, accept);
+            let deadline = turn.deadline.within(turn.page.min(self.limits.exchange));
+            let ask = self.list_ask(Kind::Referrers, repository, &pages.url, turn);
             let arrival = match self.ask(&ask, deadline).await {
                 Ok(arrival) => arrival,
                 Err(failure) if first.is_none() && is_unsupported(&failure) => return Ok(None),
@@ -136,13 +130,13 @@ impl Upstream {
         &self,
         who: &Arc<Credential>,
         repository: &RepositoryName,
-        deadline: Deadline,
+        turn: Turn<'_>,
     ) -> Result<(), Error> {
-        let mut url = self.url(repository, "tags/list");
-        url.set_query(Some(PAGE_OF_ONE));
-        let ask = self.list_ask(Kind::Tags, repository, &url, None);
-        let arrival = self.ask_as(who, &ask, deadline).await?;
-        let body = self.list_body(Kind::Tags, arrival, deadline).await?;
+        let mut pages = self.pages(repository, "tags/list");
+        pages.set_query(Some(PAGE_OF_ONE));
+        let ask = self.list_ask(Kind::Tags, repository, &pages.url, turn);
+        let arrival = self.ask_as(who, &ask, turn.deadline).await?;
+        let body = self.list_body(Kind::Tags, arrival, turn.deadline).await?;
         tags_of(&body).map(drop)
     }
 
@@ -151,18 +145,27 @@ impl Upstream {
         kind: Kind,
         repository: &'a RepositoryName,
         url: &Url,
-        accept: Option<&'static str>,
+        turn: Turn<'a>,
     ) -> Ask<'a> {
+        let (need, accept) = match kind {
+            Kind::Tags => (Need::List, None),
+            _ => (Need::Pull, Some(MediaType::OCI_INDEX)),
+        };
         Ask {
             repository,
-            need: if kind == Kind::Tags { Need::List } else { Need::Pull },
+            need,
             kind,
             method: Method::GET,
             url: url.clone(),
             accept,
-            from: 0,
+            range: BlobRange::WHOLE,
             hops: Hops::SameOrigin,
+            turn,
         }
+    }
+
+    fn pages(&self, repository: &RepositoryName, rest: &str) -> Pages {
+        Pages { url: self.url(repository, rest), ns: self.ns.clone(), seen: HashSet::new() }
     }
 
     async fn list_body(
@@ -181,12 +184,14 @@ impl Upstream {
 /// Where the next page is.
 struct Pages {
     url: Url,
+    /// The registry that a mirror or parent must know to be meant, whatever its Link says.
+    ns: Option<String>,
     seen: HashSet<String>,
 }
 
 impl Pages {
-    fn new(url: Url) -> Self {
-        Self { url, seen: HashSet::new() }
+    fn set_query(&mut self, query: Option<&str>) {
+        self.url.set_query(with_ns(query, self.ns.as_deref()).as_deref());
     }
 
     /// Goes on to the next page if the answer has one that may be asked and was not asked before.
@@ -196,13 +201,13 @@ impl Pages {
         };
         let asked_now = self.url.query().map(str::to_owned);
         self.seen.extend(asked_now);
-        self.url.set_query(Some(&query));
-        self.seen.insert(query)
+        self.set_query(Some(&query));
+        self.seen.insert(self.url.query().unwrap_or_default().to_owned())
     }
 }
 
 /// The query of the `rel="next"` link (RFC 8288), if the link stays at the origin of `asked`.
-fn next_query(headers: &HeaderMap, asked: &Url) -> Option<String> {
+pub(super) fn next_query(headers: &HeaderMap, asked: &Url) -> Option<String> {
     let values = headers.get_all(LINK).iter();
     let texts = values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let target = texts.into_iter().find_map(|text| next_target(&text).map(str::to_owned))?;

@@ -7,17 +7,21 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, WARNING};
 use http::{HeaderMap, Method, StatusCode};
 
 use super::ask::{Ask, Failure};
-use super::client::{HTML, Upstream};
+use super::blob::BlobRange;
+use super::client::{Client, HTML};
 use super::credentials::Credential;
+use super::endpoint::Endpoint;
 use super::error::{Cause, Error};
-use super::memory::Need;
+use super::failover::Turn;
+use super::memory::{Asker, Need};
 use super::metrics::Kind;
+use super::quota::Spending;
 use super::redirect::Hops;
-use super::transport::{self, Deadline};
+use super::transport;
 use crate::oci::{Digest, Reference, RepositoryName};
 
 /// One fixed list whatever the client accepts, so that one entry of the cache serves all. Without it registries convert to schema 1,
@@ -36,6 +40,10 @@ pub struct FetchedManifest {
     pub content_type: Option<String>,
     /// `Docker-Content-Digest`, if it was there and is a digest.
     pub digest_header: Option<Digest>,
+    /// Who gave it.
+    pub endpoint: Endpoint,
+    /// A cache gave it that could not confirm it.
+    pub stale: bool,
 }
 
 /// What HEAD says about a manifest; each part may be missing or wrong.
@@ -44,42 +52,39 @@ pub struct ManifestHead {
     pub digest: Option<Digest>,
     pub size: Option<u64>,
     pub content_type: Option<String>,
+    /// Who said it.
+    pub endpoint: Endpoint,
+    /// A cache said it that could not confirm it.
+    pub stale: bool,
 }
 
-impl Upstream {
-    /// The bytes of a manifest. Docker Hub counts this against the pull limit.
-    ///
-    /// # Errors
-    /// As [`Error`] says; [`Error::TooLarge`] above `Limits::manifest_bytes`.
-    pub async fn manifest(
+impl Client {
+    /// See `Upstream::manifest`.
+    pub(super) async fn manifest(
         &self,
         repository: &RepositoryName,
         reference: &Reference,
+        turn: Turn<'_>,
     ) -> Result<FetchedManifest, Error> {
-        let deadline = Deadline::after(self.limits.exchange);
-        let _place = self.place(deadline).await?;
-        let outcome = self.fetch_manifest(repository, reference, deadline).await;
+        let _place = self.place(turn.deadline).await?;
+        let outcome = self.fetch_manifest(repository, reference, turn).await;
         self.memory.get_ended(repository, reference, outcome.is_ok());
         outcome
     }
 
-    /// Asks with HEAD what a tag points at, or whether a manifest is there. Ends within `Limits::answer`.
-    ///
-    /// # Errors
-    /// [`Error::HeadUnusable`] if HEAD was refused (400, 401, 403, 404, 405, 5xx, or the connection closed), or was found to be of no
-    /// use within the last hour: the caller does one GET and believes that.
-    pub async fn manifest_head(
+    /// See `Upstream::manifest_head`.
+    pub(super) async fn manifest_head(
         &self,
         repository: &RepositoryName,
         reference: &Reference,
+        turn: Turn<'_>,
     ) -> Result<ManifestHead, Error> {
         if !self.memory.head_usable() {
             return Err(Error::HeadUnusable);
         }
-        let deadline = Deadline::after(self.limits.answer);
-        let _place = self.place(deadline).await?;
-        let ask = self.manifest_ask(Method::HEAD, repository, reference);
-        match self.ask(&ask, deadline).await {
+        let _place = self.place(turn.deadline).await?;
+        let ask = self.manifest_ask(Method::HEAD, repository, reference, turn);
+        match self.ask(&ask, turn.deadline).await {
             Ok(arrival) => {
                 let headers = arrival.response.headers();
                 if transport::is_html(headers) || arrival.status() != StatusCode::OK {
@@ -91,6 +96,8 @@ impl Upstream {
                     digest: arrival.digest,
                     size: size.filter(|size| *size > 0 && !encoded),
                     content_type: content_type(headers),
+                    endpoint: self.endpoint.clone(),
+                    stale: is_stale(headers),
                 })
             }
             Err(failure) => Err(self.judge_head(failure, repository, reference)),
@@ -117,22 +124,25 @@ impl Upstream {
         &self,
         repository: &RepositoryName,
         reference: &Reference,
-        deadline: Deadline,
+        turn: Turn<'_>,
     ) -> Result<FetchedManifest, Error> {
-        let ask = self.manifest_ask(Method::GET, repository, reference);
-        let arrival = self.ask(&ask, deadline).await?;
+        let ask = self.manifest_ask(Method::GET, repository, reference, turn);
+        let arrival = self.ask(&ask, turn.deadline).await?;
         if arrival.status() != StatusCode::OK {
             return Err(Error::Junk("a success that is not 200"));
         }
-        let content_type = content_type(arrival.response.headers());
-        let bytes = self.small_body(Kind::Manifest, arrival.response, deadline).await?;
+        let headers = arrival.response.headers();
+        let (content_type, stale) = (content_type(headers), is_stale(headers));
+        let bytes = self.small_body(Kind::Manifest, arrival.response, turn.deadline).await?;
         if bytes.is_empty() {
             return Err(Error::Junk("an empty manifest"));
         }
         if bytes.trim_ascii_start().starts_with(b"<") {
             return Err(HTML);
         }
-        Ok(FetchedManifest { bytes, content_type, digest_header: arrival.digest })
+        let endpoint = self.endpoint.clone();
+        let digest_header = arrival.digest;
+        Ok(FetchedManifest { bytes, content_type, digest_header, endpoint, stale })
     }
 
     /// May `who` see the manifest? HEAD, and if that is refused a GET that is dropped after its headers.
@@ -141,18 +151,19 @@ impl Upstream {
         who: &Arc<Credential>,
         repository: &RepositoryName,
         reference: &Reference,
-        deadline: Deadline,
+        (spending, turn): (Spending, Turn<'_>),
     ) -> Result<(), Error> {
         if self.memory.head_usable() {
-            let ask = self.manifest_ask(Method::HEAD, repository, reference);
-            match self.ask_as(who, &ask, deadline).await {
+            let ask = self.manifest_ask(Method::HEAD, repository, reference, turn);
+            match self.ask_as(who, &ask, turn.deadline).await {
                 Ok(_arrival) => return Ok(()),
                 Err(failure) if is_heads_own(&failure) => {}
                 Err(failure) => return Err(failure.error),
             }
         }
-        let ask = self.manifest_ask(Method::GET, repository, reference);
-        let arrival = self.ask_as(who, &ask, deadline).await?;
+        self.quota.allows(Asker::of(who), spending)?;
+        let ask = self.manifest_ask(Method::GET, repository, reference, turn);
+        let arrival = self.ask_as(who, &ask, turn.deadline).await?;
         if transport::is_html(arrival.response.headers()) || arrival.status() != StatusCode::OK {
             return Err(HTML);
         }
@@ -164,6 +175,7 @@ impl Upstream {
         method: Method,
         repository: &'a RepositoryName,
         reference: &Reference,
+        turn: Turn<'a>,
     ) -> Ask<'a> {
         Ask {
             repository,
@@ -172,8 +184,9 @@ impl Upstream {
             method,
             url: self.url(repository, &format!("manifests/{reference}")),
             accept: Some(ACCEPT),
-            from: 0,
+            range: BlobRange::WHOLE,
             hops: Hops::Anywhere,
+            turn,
         }
     }
 }
@@ -190,4 +203,33 @@ pub(super) fn is_heads_own(failure: &Failure) -> bool {
 
 fn content_type(headers: &HeaderMap) -> Option<String> {
     headers.get(CONTENT_TYPE)?.to_str().ok().map(str::to_owned)
+}
+
+/// Does a cache say that it could not confirm its answer? The codes are those of RFC 7234, 5.5; a roadstead says it with 299.
+fn is_stale(headers: &HeaderMap) -> bool {
+    headers.get_all(WARNING).iter().any(|value| {
+        let text = String::from_utf8_lossy(value.as_bytes());
+        let text = text.trim_start();
+        ["110 ", "111 ", "112 "].iter().any(|code| text.starts_with(code))
+            || text.starts_with("299 ") && text.contains("served stale")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn stale_answers_say_so() {
+        let of = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(WARNING, HeaderValue::from_static(text));
+            is_stale(&headers)
+        };
+        assert!(of(r#"299 - "served stale, docker.io could not confirm it (connect)""#));
+        assert!(of(r#"110 proxy "Response is Stale""#) && of("111 proxy x"));
+        assert!(!of(r#"299 - "deprecated""#) && !of("") && !is_stale(&HeaderMap::new()));
+    }
 }

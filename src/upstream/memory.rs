@@ -1,18 +1,17 @@
-//! What we remember of an upstream's ways: how it wants to be authenticated, whether its HEAD can be trusted, when it wants to be left
-//! alone.
+//! What we remember of an upstream's ways: how it wants to be authenticated, and whether its HEAD can be trusted. When it wants to be
+//! left alone is in `throttle.rs`.
 //!
 //! What must hold: challenges are remembered only from requests without Authorization that were not redirected (the caller sees to
 //! it); per repository, because Artifactory has a realm for each; a repository that was never asked is answered from the upstream's
 //! common form only while all its challenges had that one form. Everything is bounded and in memory.
 
-use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reqwest::Url;
 use tokio::time::Instant;
 
-use super::metrics::Kind;
+use super::credentials::Credential;
 use crate::oci::{Reference, RepositoryName};
 
 /// Challenges kept per upstream.
@@ -22,8 +21,6 @@ const HEAD_UNUSABLE_FOR: Duration = Duration::from_secs(3600);
 /// How soon after a refused HEAD a GET counts as the proof: a tag may also be pushed in between.
 const HEAD_PROOF_WITHIN: Duration = Duration::from_secs(5);
 const HEADS_MAX: u64 = 1024;
-/// An upstream that wants to be left alone for hours is asked again after this.
-const QUIET_MAX: Duration = Duration::from_secs(60);
 
 /// How a question is authenticated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,8 +50,6 @@ pub(super) struct Memory {
     common: Mutex<Common>,
     refused_heads: moka::sync::Cache<(RepositoryName, Reference), ()>,
     head_unusable_until: Mutex<Option<Instant>>,
-    /// By kind, and apart for anonymous questions: limits are counted per credential.
-    quiet_until: Mutex<HashMap<(Kind, Asker), Instant>>,
 }
 
 /// Whose limit a question counts against.
@@ -77,6 +72,20 @@ enum Common {
     None,
 }
 
+impl Asker {
+    pub(super) fn of(who: &Credential) -> Self {
+        if who.login.is_some() { Self::Ours } else { Self::Anonymous }
+    }
+
+    /// The word for metrics.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Anonymous => "anonymous",
+            Self::Ours => "own",
+        }
+    }
+}
+
 impl Bearer {
     pub(super) fn differs_in_scope_only(&self, other: &Self) -> bool {
         self.realm == other.realm && self.service == other.service && self.scope != other.scope
@@ -93,7 +102,6 @@ impl Memory {
                 .time_to_live(HEAD_PROOF_WITHIN)
                 .build(),
             head_unusable_until: Mutex::new(None),
-            quiet_until: Mutex::new(HashMap::new()),
         }
     }
 
@@ -173,19 +181,6 @@ impl Memory {
             *lock(&self.head_unusable_until) = Some(Instant::now() + HEAD_UNUSABLE_FOR);
         }
     }
-
-    /// Upstream asked not to be asked for `wait`.
-    pub(super) fn limited(&self, kind: Kind, asker: Asker, wait: Duration) {
-        let until = Instant::now() + wait.min(QUIET_MAX);
-        lock(&self.quiet_until).insert((kind, asker), until);
-    }
-
-    /// How long questions of this kind have still to wait.
-    pub(super) fn quiet_for(&self, kind: Kind, asker: Asker) -> Option<Duration> {
-        let until = lock(&self.quiet_until).get(&(kind, asker)).copied()?;
-        let left = until.saturating_duration_since(Instant::now());
-        (!left.is_zero()).then_some(left)
-    }
 }
 
 /// No holder of these locks can panic half-way through a change.
@@ -263,16 +258,5 @@ mod tests {
         assert!(!memory.head_usable());
         tokio::time::advance(HEAD_UNUSABLE_FOR).await;
         assert!(memory.head_usable());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn quiet_times_pass_and_are_capped() {
-        let memory = Memory::new();
-        memory.limited(Kind::Manifest, Asker::Ours, Duration::from_secs(86_400));
-        assert_eq!(memory.quiet_for(Kind::Manifest, Asker::Ours), Some(QUIET_MAX));
-        assert_eq!(memory.quiet_for(Kind::Manifest, Asker::Anonymous), None);
-        assert_eq!(memory.quiet_for(Kind::Blob, Asker::Ours), None);
-        tokio::time::advance(QUIET_MAX).await;
-        assert_eq!(memory.quiet_for(Kind::Manifest, Asker::Ours), None);
     }
 }

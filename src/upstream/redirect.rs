@@ -10,6 +10,7 @@ use http::header::LOCATION;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use reqwest::{Response, Url};
 
+use super::endpoint::Endpoint;
 use super::error::Error;
 use super::metrics::Kind;
 use super::transport::{Deadline, Outgoing, Transport};
@@ -41,6 +42,22 @@ pub(super) struct Walk<'a> {
     pub(super) authorization: Option<&'a HeaderValue>,
     pub(super) hops: Hops,
     pub(super) hops_max: usize,
+    /// Whose health the origin's answers tell of.
+    pub(super) endpoint: Option<&'a Endpoint>,
+}
+
+/// A walk without an answer at its end.
+#[derive(Debug)]
+pub(super) struct Lost {
+    pub(super) error: Error,
+    /// Was it lost on its way from the origin that was asked to where that had sent it?
+    pub(super) elsewhere: bool,
+}
+
+impl From<Lost> for Error {
+    fn from(lost: Lost) -> Self {
+        lost.error
+    }
 }
 
 /// The answer at the end of a walk.
@@ -80,7 +97,7 @@ pub(super) async fn walk(
     transport: &Transport,
     walk: &Walk<'_>,
     deadline: Deadline,
-) -> Result<Arrival, Error> {
+) -> Result<Arrival, Lost> {
     let mut url = walk.url.clone();
     let mut digest = None;
     let mut at_home = true;
@@ -94,20 +111,24 @@ pub(super) async fn walk(
             authorization: walk.authorization.filter(|_| at_home && !is_signed(&url)),
             body: None,
         };
-        let response = transport.exchange(outgoing, deadline).await?;
+        let lost = |error| Lost { error, elsewhere: !at_home };
+        let response = transport.exchange(outgoing, deadline).await.map_err(lost)?;
+        if let Some(endpoint) = walk.endpoint.filter(|_| at_home) {
+            endpoint.spoke();
+        }
         digest = digest.or_else(|| digest_header(response.headers()));
         let arrived = |response| Arrival { response, digest, direct: hop == 0, at_home };
         if walk.hops == Hops::None || !is_redirect(response.status()) {
             return Ok(arrived(response));
         }
-        let next = target(&url, response.headers())?;
+        let next = target(&url, response.headers()).map_err(lost)?;
         if walk.hops == Hops::SameOrigin && next.origin() != walk.url.origin() {
             return Ok(arrived(response));
         }
         transport.drain(walk.kind, response, deadline).await;
         url = next;
     }
-    Err(Error::Junk("too many redirects"))
+    Err(Lost { error: Error::Junk("too many redirects"), elsewhere: !at_home })
 }
 
 fn is_redirect(status: StatusCode) -> bool {

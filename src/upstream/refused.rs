@@ -10,6 +10,7 @@ use reqwest::Url;
 use super::ask::Failure;
 use super::challenge::{self, Challenge, Scheme};
 use super::classify::{self, ErrorBody, Refusal, Speaker, Standing};
+use super::error::{Cause, Error};
 use super::memory::{Bearer, Way};
 use super::redirect;
 
@@ -22,6 +23,8 @@ pub(super) struct Refused {
     pub(super) speaker: Speaker,
     /// No redirect led to it.
     pub(super) direct: bool,
+    /// It comes from another roadstead, which says 404 for many reasons and names the reason.
+    pub(super) explained: bool,
 }
 
 /// What the question was, as far as a challenge is filled in from it.
@@ -56,14 +59,20 @@ impl Refused {
                 .and_then(|challenge| challenge.error.as_deref()),
             retry_after: self.retry_after,
         };
-        let error = classify::refusal(&refusal, standing);
+        let error = match classify::refusal(&refusal, standing) {
+            Error::Absent if self.explained && !self.body.absent => {
+                Error::Unreachable(Cause::Status(self.status.as_u16()))
+            }
+            error => error,
+        };
         tracing::debug!(
             status = self.status.as_u16(),
             codes = ?self.body.codes,
             reason = error.reason(),
             "upstream refused"
         );
-        Failure { status: Some(self.status), error }
+        let elsewhere = self.speaker == Speaker::Elsewhere;
+        Failure { status: Some(self.status), error, elsewhere }
     }
 
     /// The Bearer that a refusal of a token asks for; only to be compared, never remembered.

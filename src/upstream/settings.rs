@@ -6,10 +6,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use reqwest::Url;
 use zeroize::Zeroizing;
 
 use super::credentials::Stamp;
+use super::quota::QUOTA_RESERVE;
 use crate::oci::{MANIFEST_SIZE_LIMIT_DEFAULT, RegistryName};
 
 /// TCP and TLS set-up of one connection.
@@ -26,6 +28,10 @@ pub(super) const LISTING: Duration = Duration::from_secs(30);
 pub(super) const IDLE_BODY: Duration = Duration::from_secs(20);
 /// One token request with its retries. It runs on its own, so a caller that gives up earlier leaves a token for the next.
 pub(super) const TOKEN: Duration = Duration::from_secs(15);
+/// One run of a credential helper.
+pub(super) const HELPER: Duration = Duration::from_secs(10);
+/// The age from which a helper's login is asked for anew behind the answers: the protocol tells no end, Google's live for an hour.
+pub const CREDENTIAL_REFRESH: Duration = Duration::from_secs(3600);
 /// go-containerregistry reads 64 KiB of a token answer, oras-go 128.
 pub(super) const TOKEN_BYTES: u64 = 128 * 1024;
 /// How much of an error body is read.
@@ -42,6 +48,10 @@ pub(super) const PARALLEL: usize = 64;
 pub(super) const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 /// The longest pause between tries.
 pub(super) const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// TCP and TLS set-up of one connection to a mirror or the parent: one that swallows packets must not cost more.
+pub(super) const MIRROR_CONNECT: Duration = Duration::from_secs(1);
+/// An answer of an endpoint while there is another one to ask.
+pub(super) const MIRROR_ANSWER: Duration = Duration::from_secs(3);
 
 /// One configured registry.
 #[derive(Clone, PartialEq, Eq)]
@@ -52,6 +62,10 @@ pub struct Settings {
     /// component `v2` of its own: then repository names follow it (`https://harbor.example.com/v2/hub-mirror`), as with containerd's
     /// `override_path`.
     pub url: Url,
+    /// Copies of the registry, asked in order before it and without the credential. Written as `url`.
+    pub mirrors: Vec<Url>,
+    /// Another roadstead that is asked before all of them.
+    pub parent: Option<Parent>,
     pub credential: CredentialSource,
     /// Hosts, besides the registry's own and those of its registrable domain, whose token service may get our credential.
     pub realms: Vec<String>,
@@ -59,7 +73,22 @@ pub struct Settings {
     pub ca_file: Option<CaFile>,
     /// The HTTP proxy for this upstream; it wins over [`ProxyEnv`].
     pub proxy: Option<String>,
+    /// The age from which the login of a credential helper is renewed in the background.
+    pub credential_refresh: Duration,
+    /// Addresses that redirects and token services may have although they are not public.
+    pub allow_addresses: Vec<IpNet>,
+    /// At so many requests left, those that nobody needs are not made.
+    pub quota_reserve: u64,
     pub limits: Limits,
+}
+
+/// A roadstead above this one. It is told the upstream's name with `?ns=`, as mirrors are.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Parent {
+    /// Written as the `url` of an upstream.
+    pub url: Url,
+    /// More authorities to trust for it.
+    pub ca_file: Option<CaFile>,
 }
 
 /// A file with authorities, in the state in which it was found: settings that are made again after it changed are not equal.
@@ -87,6 +116,17 @@ pub enum CredentialSource {
     DockerConfig {
         path: PathBuf,
     },
+    /// A program that speaks the protocol of docker's credential helpers; it must have a login.
+    Helper(Program),
+}
+
+/// A credential helper. Its arguments are the operator's own and may hold a secret, so they are not printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Program {
+    /// An absolute path, or a name that is looked for in the directories of `PATH`.
+    pub path: PathBuf,
+    /// What stands before the word `get`.
+    pub arguments: Vec<String>,
 }
 
 /// The room's limits; `Default` has the documented values.
@@ -106,6 +146,8 @@ pub struct Limits {
     pub idle_body: Duration,
     /// One token request with its retries.
     pub token: Duration,
+    /// One run of a credential helper.
+    pub helper: Duration,
     /// Largest manifest, and largest page of tags or referrers, in bytes.
     pub manifest_bytes: u64,
     pub token_bytes: u64,
@@ -130,6 +172,26 @@ pub struct ProxyEnv {
 /// A text that cannot be printed and is wiped when dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
+
+impl Settings {
+    /// An upstream that is asked anonymously, with the defaults of the room.
+    pub fn new(name: RegistryName, url: Url) -> Self {
+        Self {
+            name,
+            url,
+            mirrors: Vec::new(),
+            parent: None,
+            credential: CredentialSource::None,
+            realms: Vec::new(),
+            ca_file: None,
+            proxy: None,
+            credential_refresh: CREDENTIAL_REFRESH,
+            allow_addresses: Vec::new(),
+            quota_reserve: QUOTA_RESERVE,
+            limits: Limits::default(),
+        }
+    }
+}
 
 impl CaFile {
     /// Looks at the file without reading it; one that is missing is told when it is read.
@@ -189,6 +251,7 @@ impl Default for Limits {
             listing: LISTING,
             idle_body: IDLE_BODY,
             token: TOKEN,
+            helper: HELPER,
             manifest_bytes: MANIFEST_SIZE_LIMIT_DEFAULT,
             token_bytes: TOKEN_BYTES,
             error_body_bytes: ERROR_BODY_BYTES,
@@ -199,6 +262,12 @@ impl Default for Limits {
             backoff_first: BACKOFF_FIRST,
             backoff_max: BACKOFF_MAX,
         }
+    }
+}
+
+impl fmt::Debug for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Program").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
@@ -219,19 +288,36 @@ impl fmt::Debug for CredentialSource {
             Self::DockerConfig { path } => {
                 f.debug_struct("DockerConfig").field("path", path).finish()
             }
+            Self::Helper(program) => f.debug_tuple("Helper").field(program).finish(),
         }
+    }
+}
+
+impl fmt::Debug for Parent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parent")
+            .field("url", &without_userinfo(self.url.as_str()))
+            .field("ca_file", &self.ca_file)
+            .finish()
     }
 }
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mirrors: Vec<String> =
+            self.mirrors.iter().map(|url| without_userinfo(url.as_str())).collect();
         f.debug_struct("Settings")
             .field("name", &self.name)
             .field("url", &without_userinfo(self.url.as_str()))
+            .field("mirrors", &mirrors)
+            .field("parent", &self.parent)
             .field("credential", &self.credential)
             .field("realms", &self.realms)
             .field("ca_file", &self.ca_file)
             .field("proxy", &self.proxy.as_deref().map(without_userinfo))
+            .field("credential_refresh", &self.credential_refresh)
+            .field("allow_addresses", &self.allow_addresses)
+            .field("quota_reserve", &self.quota_reserve)
             .field("limits", &self.limits)
             .finish()
     }
@@ -245,6 +331,26 @@ impl fmt::Debug for ProxyEnv {
             .field("no_proxy", &self.no_proxy)
             .finish()
     }
+}
+
+impl ProxyEnv {
+    /// One line for each proxy that is set, without the user and password that it may hold.
+    pub fn lines(&self) -> Vec<String> {
+        let line = |scheme: &str, proxy: &Option<String>| {
+            proxy.as_deref().map(|proxy| format!("{scheme} upstreams through {}", shown(proxy)))
+        };
+        let mut lines: Vec<String> =
+            [line("https", &self.https), line("http", &self.http)].into_iter().flatten().collect();
+        if let Some(list) = self.no_proxy.as_deref().filter(|_| !lines.is_empty()) {
+            lines.push(format!("no proxy for {list}"));
+        }
+        lines
+    }
+}
+
+/// The address of a proxy, fit for everybody's eyes.
+pub fn shown(proxy: &str) -> String {
+    without_userinfo(proxy).replacen("***@", "", 1)
 }
 
 /// A URL text without what stands before the last `@` of its authority; works on texts that are no URL at all.
@@ -263,25 +369,32 @@ mod tests {
 
     #[test]
     fn settings_print_no_secret() {
+        let url = "https://u:hunter2@example.com".parse().unwrap();
         let settings = Settings {
-            name: "example.com".parse().unwrap(),
-            url: "https://u:hunter2@example.com".parse().unwrap(),
+            mirrors: vec!["https://u:hunter2@mirror.example".parse().unwrap()],
+            parent: Some(Parent {
+                url: "https://u:hunter2@parent.example".parse().unwrap(),
+                ca_file: None,
+            }),
             credential: CredentialSource::Basic {
                 username: "bot".into(),
                 password: "hunter2".into(),
             },
-            realms: vec![],
-            ca_file: None,
             proxy: Some("http://p:hunter2@proxy:3128".into()),
-            limits: Limits::default(),
+            ..Settings::new("example.com".parse().unwrap(), url)
         };
+        let helper = CredentialSource::Helper(Program {
+            path: "/bin/login".into(),
+            arguments: vec!["hunter2".into()],
+        });
         let proxies = ProxyEnv {
             http: Some("p:hunter2@proxy".into()),
             https: Some("http://a@b:hunter2@proxy".into()),
             no_proxy: None,
         };
         let text = format!(
-            "{settings:?} {proxies:?} {} {:?}",
+            "{settings:?} {proxies:?} {} {helper:?} {} {:?}",
+            proxies.lines().join(" "),
             Secret::from("hunter2"),
             Secret::from("hunter2")
         );

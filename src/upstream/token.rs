@@ -22,12 +22,13 @@ use super::classify;
 use super::credentials::{Credential, Fingerprint, sensitive};
 use super::docker_config::Login;
 use super::error::{Cause, Error};
-use super::memory::Bearer;
+use super::memory::{Asker, Bearer};
 use super::metrics::Kind;
 use super::realm::RealmRule;
 use super::redirect::{self, Hops, Walk};
 use super::retry::{Tries, Trouble, retry_after};
 use super::settings::{Limits, Secret};
+use super::throttle::{Lane, Throttle};
 use super::token_body::{self, Grant};
 use super::transport::{Deadline, Outgoing, Transport};
 use crate::clock::Clock;
@@ -75,6 +76,7 @@ pub(super) struct Tokens {
     tasks: TaskTracker,
     kept: moka::sync::Cache<TokenKey, Arc<Token>>,
     flights: Mutex<HashMap<TokenKey, Flight>>,
+    throttle: Throttle,
     generations: AtomicU64,
     /// Refresh tokens that a service gave in place of the configured one, by a hash of credential and realm.
     replaced: Mutex<HashMap<u64, Secret>>,
@@ -119,6 +121,7 @@ impl Tokens {
             tasks,
             kept: moka::sync::Cache::new(TOKENS_MAX),
             flights: Mutex::new(HashMap::new()),
+            throttle: Throttle::default(),
             generations: AtomicU64::new(0),
             replaced: Mutex::new(HashMap::new()),
         }
@@ -150,6 +153,18 @@ impl Tokens {
             Err(_elapsed) => return Err(Error::Unreachable(Cause::Timeout)),
         };
         Ok(Issued { token, fresh: true })
+    }
+
+    /// Can [`get`](Self::get) do without waiting for a limit of the token service to end? For those who have somebody else to ask.
+    ///
+    /// # Errors
+    /// [`Error::Limited`] with the time that is left.
+    pub(super) fn at_once(&self, key: &TokenKey, who: &Credential) -> Result<(), Error> {
+        let quiet = self.throttle.quiet_for(Lane::new(Kind::Token, Asker::of(who)));
+        match quiet.filter(|_| self.usable(key).is_none()) {
+            Some(left) => Err(Error::Limited { retry_after: Some(left) }),
+            None => Ok(()),
+        }
     }
 
     /// Drops a token that the registry refused, unless another request has already replaced it.
@@ -209,13 +224,20 @@ impl Tokens {
         let deadline = Deadline::after(self.limits.token);
         let mut tries = Tries::new(&self.limits);
         let response = loop {
+            let turn =
+                self.throttle.enter(Lane::new(Kind::Token, Asker::of(who)), deadline).await?;
             let outcome = self.ask(key, who, deadline).await;
             let trouble = match &outcome {
                 Ok(response) if response.status().is_server_error() => Trouble::Passing,
                 Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
-                    Trouble::Limited(retry_after(response.headers(), self.clock.now()))
+                    let wait = retry_after(response.headers(), self.clock.now());
+                    turn.limited(wait);
+                    Trouble::Limited(wait)
                 }
-                Ok(_) => break outcome?,
+                Ok(_) => {
+                    turn.passed();
+                    break outcome?;
+                }
                 Err(error) => Trouble::of(error),
             };
             match tries.after(trouble, deadline) {
@@ -272,6 +294,7 @@ impl Tokens {
                     // The credential is for this realm; where it points to is another.
                     hops: if login.is_some() { Hops::SameOrigin } else { Hops::Anywhere },
                     hops_max: self.limits.redirects,
+                    endpoint: None,
                 };
                 let arrival = redirect::walk(&self.transport, &walk, deadline).await?;
                 Ok(arrival.response)
@@ -382,7 +405,7 @@ mod tests {
     use super::*;
     use crate::clock::SystemClock;
     use crate::upstream::metrics::Metrics;
-    use crate::upstream::settings::{CredentialSource, ProxyEnv, Settings};
+    use crate::upstream::settings::{ProxyEnv, Settings};
 
     fn bearer(realm: &str, scope: &str) -> Bearer {
         Bearer {
@@ -396,16 +419,8 @@ mod tests {
     fn with_kept(usable: Duration, renew: Duration) -> (Arc<Tokens>, TokenKey) {
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url: Url = format!("http://{}", closed.local_addr().unwrap()).parse().unwrap();
-        let settings = Settings {
-            name: "stub.example".parse().unwrap(),
-            url: url.clone(),
-            credential: CredentialSource::None,
-            realms: Vec::new(),
-            ca_file: None,
-            proxy: None,
-            limits: Limits::default(),
-        };
-        let meter = Metrics::new(&mut Registry::default()).of(&settings.name);
+        let settings = Settings::new("stub.example".parse().unwrap(), url.clone());
+        let meter = Metrics::new(&mut Registry::default()).of(&settings.name, "stub.example");
         let transport =
             Transport::new(&settings, &ProxyEnv::default(), "id", meter, &TaskTracker::new())
                 .unwrap();

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, VIA};
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderValue, Method};
 use reqwest::{NoProxy, Proxy, Response, Url};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::OnceCell;
@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::error::{BuildError, Cause, Error};
-use super::guard::{Guard, Refused};
+use super::guard::{Exceptions, Guard, Refused};
 use super::metrics::{Kind, Meter};
 use super::settings::{Limits, ProxyEnv, Settings};
 use super::trust;
@@ -32,6 +32,10 @@ const POOL_IDLE: Duration = Duration::from_secs(60);
 /// gives up.
 const HTTP2_PROBE: Duration = Duration::from_secs(20);
 const HTTP2_PROBE_ANSWER: Duration = Duration::from_secs(5);
+/// Header fields of one answer; no registry and no CDN comes near it. Their bytes over HTTP/1.1 have a ceiling in hyper, of 400 KiB.
+const HEADER_FIELDS: usize = 100;
+/// Header bytes of one answer over HTTP/2, where the library's own ceiling is near what signed URLs and policies need.
+const HTTP2_HEADER_BYTES: u32 = 64 * 1024;
 const TCP_PROBE: Duration = Duration::from_secs(30);
 /// How long we read the rest of an answer that nobody needs, so that its connection can be used again.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -39,8 +43,6 @@ const DRAIN: Duration = Duration::from_millis(500);
 const DRAIN_BYTES: u64 = 64 * 1024;
 /// Loopback is never behind a proxy of the environment.
 const NEVER_PROXIED: &str = "localhost,127.0.0.0/8,::1";
-
-static RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
 
 /// The HTTP client of one upstream; cheap to clone.
 #[derive(Clone, Debug)]
@@ -88,6 +90,11 @@ impl Deadline {
         self.0.saturating_duration_since(Instant::now())
     }
 
+    /// This moment, or the end of `limit` if that comes first.
+    pub(super) fn within(self, limit: Duration) -> Self {
+        Self(self.0.min(Instant::now() + limit))
+    }
+
     /// The time for a stage that has a limit of its own.
     pub(super) fn stage(self, limit: Duration) -> Duration {
         self.remaining().min(limit)
@@ -115,6 +122,8 @@ impl Recipe {
             .connect_timeout(self.connect_limit)
             .pool_idle_timeout(POOL_IDLE)
             .tcp_keepalive(TCP_PROBE)
+            .http1_max_headers(HEADER_FIELDS)
+            .http2_max_header_list_size(HTTP2_HEADER_BYTES)
             .http2_keep_alive_interval(HTTP2_PROBE)
             .http2_keep_alive_timeout(HTTP2_PROBE_ANSWER)
             .dns_resolver(self.guard.clone())
@@ -139,9 +148,13 @@ impl Transport {
         let on_the_way = on_the_way.into_iter().flatten();
         let recipe = Recipe {
             guard: Guard::new(
+                &settings.name,
                 &settings.url,
-                settings.realms.iter().map(|text| host_of(text)).collect(),
-                on_the_way.map(|text| host_of(text)).collect(),
+                Exceptions {
+                    named: settings.realms.iter().map(|text| host_of(text)).collect(),
+                    proxies: on_the_way.map(|text| host_of(text)).collect(),
+                    addresses: settings.allow_addresses.clone(),
+                },
             ),
             connect_limit: settings.limits.connect,
             proxies: configured_proxies(settings.proxy.as_deref(), proxies)?,
@@ -200,9 +213,6 @@ impl Transport {
             Ok(response) => {
                 self.0.meter.request(kind, response.status().as_u16());
                 self.0.meter.first_byte(started.elapsed());
-                if let Some(left) = ratelimit_remaining(response.headers()) {
-                    self.0.meter.ratelimit_remaining(left);
-                }
             }
             Err(error) => self.0.meter.request(kind, error.reason()),
         }
@@ -216,13 +226,11 @@ impl Transport {
     }
 
     fn build(&self, outgoing: Outgoing<'_>) -> Result<reqwest::Request, Error> {
-        if !self.0.recipe.guard.admits(&outgoing.url) {
-            return Err(PRIVATE_TARGET);
-        }
+        self.0.recipe.guard.admits(&outgoing.url).map_err(Refused::error)?;
         let mut request = reqwest::Request::new(outgoing.method, outgoing.url);
         let headers = request.headers_mut();
         headers.extend(outgoing.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
-        headers.insert(VIA, self.0.via.clone());
+        headers.insert(VIA, self.via(outgoing.headers.get(VIA)));
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if let Some(value) = outgoing.authorization {
             let mut value = value.clone();
@@ -235,6 +243,14 @@ impl Transport {
             *request.body_mut() = Some(form.into());
         }
         Ok(request)
+    }
+
+    /// Us, behind those through whom the request came.
+    fn via(&self, before: Option<&HeaderValue>) -> HeaderValue {
+        let own = &self.0.via;
+        let joined = before.map(|before| [before.as_bytes(), b", ", own.as_bytes()].concat());
+        let joined = joined.and_then(|joined| HeaderValue::from_bytes(&joined).ok());
+        joined.unwrap_or_else(|| own.clone())
     }
 
     /// A whole body of at most `limit` bytes.
@@ -279,9 +295,6 @@ impl Transport {
     }
 }
 
-pub(super) const PRIVATE_TARGET: Error =
-    Error::Junk("it leads to a private address that the operator did not name");
-
 /// `Content-Length` as it stands in the headers; reqwest tells that of the body, which an answer to HEAD does not have.
 pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
@@ -307,12 +320,6 @@ pub(super) fn is_html(headers: &HeaderMap) -> bool {
     })
 }
 
-/// `ratelimit-remaining: 76;w=21600` (Docker Hub).
-fn ratelimit_remaining(headers: &HeaderMap) -> Option<u32> {
-    let text = headers.get(&RATELIMIT_REMAINING)?.to_str().ok()?;
-    text.split(';').next()?.trim().parse().ok()
-}
-
 /// What a failed exchange or a broken body means.
 pub(super) fn failure(error: &reqwest::Error) -> Error {
     if error.is_timeout() {
@@ -321,8 +328,8 @@ pub(super) fn failure(error: &reqwest::Error) -> Error {
     let mut cause = None;
     let mut next: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(error) = next {
-        if error.is::<Refused>() {
-            return PRIVATE_TARGET;
+        if let Some(refused) = error.downcast_ref::<Refused>() {
+            return refused.error();
         }
         if error.is::<rustls::Error>() {
             return Error::Unreachable(Cause::Tls);
@@ -399,6 +406,8 @@ pub(super) fn sane(limits: &Limits) -> Limits {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -406,15 +415,6 @@ mod tests {
             (HeaderName::from_static(name), HeaderValue::from_static(value))
         };
         pairs.iter().map(pair).collect()
-    }
-
-    #[test]
-    fn the_rate_limit_of_docker_hub_is_read() {
-        let remaining = |value| ratelimit_remaining(&headers(&[("ratelimit-remaining", value)]));
-        assert_eq!(remaining("76;w=21600"), Some(76));
-        assert_eq!(remaining("0"), Some(0));
-        assert_eq!(remaining("many"), None);
-        assert_eq!(ratelimit_remaining(&headers(&[])), None);
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Semaphore;
 
 use super::stub::*;
-use crate::upstream::{Cause, CredentialSource, Error, Upstream};
+use crate::upstream::BlobRange;
+use crate::upstream::{Cause, CredentialSource, Error, Spending, Upstream};
 use std::sync::Arc;
 
 const SCOPE: &str = "repository:org/app:pull";
@@ -25,7 +26,7 @@ async fn eleven_requests_need_one_challenge_and_one_token() {
     let upstream = anonymous(&stub);
     upstream.manifest(&name(), &tag()).await.unwrap();
     for _request in 0..10 {
-        let mut body = upstream.blob(&name(), &digest(), 0).await.unwrap();
+        let mut body = upstream.blob(&name(), &digest(), BlobRange::WHOLE).await.unwrap();
         while body.chunk().await.unwrap().is_some() {}
     }
     assert_eq!(stub.count("/token"), 1);
@@ -256,7 +257,7 @@ async fn a_token_that_opens_nothing_is_a_denial() {
     }
     // The second time the remembered challenge saves the clean request.
     assert_eq!((stub.count("/token"), stub.count("/v2/")), (2, 3));
-    assert_eq!(upstream.public(&name(), Some(&tag())).await, Ok(false));
+    assert_eq!(upstream.public(&name(), Some(&tag()), Spending::Needed).await, Ok(false));
 }
 
 #[tokio::test]
@@ -376,9 +377,10 @@ async fn a_config_that_needs_a_helper_is_told() {
     let upstream = build(settings(&stub.origin(), CredentialSource::DockerConfig { path }));
     let error = upstream.manifest(&name(), &tag()).await.unwrap_err();
     assert!(
-        matches!(&error, Error::Credential(message) if message.contains("docker-credential-desktop"))
+        matches!(&error, Error::Credential(message) if message.contains("docker-credential-desktop")),
+        "it is nowhere to be found: {error}"
     );
-    assert_eq!(stub.seen().len(), 0);
+    assert_eq!(stub.seen().len(), 0, "never anonymously");
 }
 
 #[tokio::test]
@@ -396,11 +398,11 @@ async fn who_may_read_is_asked_without_our_credential() {
     .await;
     let upstream = known(&stub);
     upstream.manifest(&name(), &tag()).await.unwrap();
-    assert_eq!(upstream.public(&name(), Some(&tag())).await, Ok(false));
-    assert_eq!(upstream.public(&name(), None).await, Ok(false));
+    assert_eq!(upstream.public(&name(), Some(&tag()), Spending::Needed).await, Ok(false));
+    assert_eq!(upstream.public(&name(), None, Spending::Needed).await, Ok(false));
     let open = "org/open".parse().unwrap();
-    assert_eq!(upstream.public(&open, Some(&tag())).await, Ok(true));
-    assert_eq!(upstream.public(&open, None).await, Ok(true));
+    assert_eq!(upstream.public(&open, Some(&tag()), Spending::Needed).await, Ok(true));
+    assert_eq!(upstream.public(&open, None, Spending::Needed).await, Ok(true));
     upstream.manifest(&name(), &tag()).await.unwrap();
 }
 
@@ -416,18 +418,18 @@ async fn what_is_hidden_behind_a_404_is_not_public_and_what_is_nowhere_is_not_ju
     })
     .await;
     let upstream = known(&stub);
-    assert_eq!(upstream.public(&name(), Some(&tag())).await, Ok(false));
-    assert_eq!(upstream.public(&name(), None).await, Ok(false));
+    assert_eq!(upstream.public(&name(), Some(&tag()), Spending::Needed).await, Ok(false));
+    assert_eq!(upstream.public(&name(), None, Spending::Needed).await, Ok(false));
     let missing = "missing".parse().unwrap();
-    let nowhere = upstream.public(&name(), Some(&missing)).await;
+    let nowhere = upstream.public(&name(), Some(&missing), Spending::Needed).await;
     assert_eq!(nowhere, Err(Error::Absent));
-    let nowhere = anonymous(&stub).public(&name(), Some(&missing)).await;
+    let nowhere = anonymous(&stub).public(&name(), Some(&missing), Spending::Needed).await;
     assert_eq!(nowhere, Err(Error::Absent));
 }
 
 #[tokio::test]
 async fn an_upstream_that_is_down_cannot_say_who_may_read() {
     let stub = Stub::start("127.0.0.1", |_seen| reply(503, "")).await;
-    let error = known(&stub).public(&name(), Some(&tag())).await.unwrap_err();
+    let error = known(&stub).public(&name(), Some(&tag()), Spending::Needed).await.unwrap_err();
     assert_eq!(error, Error::Unreachable(Cause::Status(503)));
 }

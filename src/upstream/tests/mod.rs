@@ -5,6 +5,7 @@ mod blobs;
 mod expiry;
 mod lists;
 mod manifests;
+mod mirrors;
 mod redirects;
 mod stub;
 mod tls;

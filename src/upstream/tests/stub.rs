@@ -11,6 +11,7 @@ use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::SystemClock;
@@ -238,13 +239,9 @@ pub(super) fn limits() -> Limits {
 
 pub(super) fn settings(url: &str, credential: CredentialSource) -> Settings {
     Settings {
-        name: "stub.example".parse().unwrap(),
-        url: url.parse().unwrap(),
         credential,
-        realms: Vec::new(),
-        ca_file: None,
-        proxy: None,
         limits: limits(),
+        ..Settings::new("stub.example".parse().unwrap(), url.parse().unwrap())
     }
 }
 
@@ -256,6 +253,8 @@ pub(super) fn shared() -> (Shared, Registry) {
         instance_id: "instance-1".into(),
         metrics: Metrics::new(&mut registry),
         proxies: ProxyEnv::default(),
+        search_path: None,
+        shutdown: CancellationToken::new(),
     };
     (shared, registry)
 }
