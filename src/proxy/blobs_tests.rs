@@ -19,9 +19,8 @@ use crate::blobs::{RealDisk, Volume};
 use crate::clock::{Clock, SystemClock};
 use crate::content::{Content, MinFree, Settings};
 use crate::metadata::Proof;
-use crate::oci::ByteRange;
 use crate::proxy::{Metrics, Parts, Source, UpstreamPolicy};
-use crate::upstream::{CredentialSource, Limits, ProxyEnv, Upstream};
+use crate::upstream::{Limits, ProxyEnv, Upstream};
 
 const MIB: u64 = 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -102,13 +101,11 @@ impl Scene {
         let content =
             Content::open_on(on, settings, Arc::clone(&clock), tracker, &mut metrics).unwrap();
         let settings = upstream::Settings {
-            name: "r.test".parse().unwrap(),
-            url: format!("http://{}", origin.address).parse().unwrap(),
-            credential: CredentialSource::None,
-            realms: Vec::new(),
-            ca_file: None,
-            proxy: None,
             limits: Limits { idle_body: Duration::from_secs(2), ..Limits::default() },
+            ..upstream::Settings::new(
+                "r.test".parse().unwrap(),
+                format!("http://{}", origin.address).parse().unwrap(),
+            )
         };
         let shared = upstream::Shared {
             clock: Arc::clone(&clock),
@@ -116,6 +113,8 @@ impl Scene {
             instance_id: "instance-1".into(),
             metrics: upstream::Metrics::new(&mut metrics),
             proxies: ProxyEnv::default(),
+            search_path: None,
+            shutdown: CancellationToken::new(),
         };
         let upstream = Arc::new(Upstream::new(settings, &shared).unwrap());
         let source = Source::new(upstream, UpstreamPolicy::default()).unwrap();
@@ -151,7 +150,7 @@ impl Scene {
     }
 
     async fn blob(&self, digest: &Digest) -> Result<Blob, Error> {
-        timeout(PATIENCE, self.shared.blob(&self.repository, digest))
+        timeout(PATIENCE, self.shared.blob(&self.repository, digest, None))
             .await
             .expect("an answer comes in time")
     }
@@ -265,4 +264,38 @@ async fn the_rest_of_an_earlier_download_is_waited_for() {
     assert_eq!(blob.found, Found::Fetched);
     assert_eq!(read(&blob).await, b"bytes");
     scene.finish().await;
+}
+
+#[tokio::test]
+async fn a_download_of_which_nothing_is_missing_needs_no_body() {
+    let whole = vec![7; 3 * 1024 * 1024];
+    for right in [true, false] {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", whole.len());
+        let scene = Scene::new(head, whole.clone()).await;
+        let digest = Digest::sha256_of(&whole);
+        scene.holds(&digest, Some(3 * MIB)).await;
+        // As a crash leaves it between the last byte and the commit.
+        let stage = scene.shared.content().stage(&digest, Some(3 * MIB)).await.unwrap();
+        let left = if right { whole.clone() } else { vec![8; whole.len()] };
+        let kept = scene.tasks.spawn_blocking(move || {
+            stage.write_at(0, &left).unwrap();
+            stage.keep(std::slice::from_ref(&(0..3 * MIB)));
+        });
+        kept.await.unwrap();
+        scene.origin.permits.add_permits(1);
+        let blob = scene.blob(&digest).await;
+        if right {
+            assert!(read(&blob.unwrap()).await == whole);
+            assert_eq!(scene.origin.requests.load(Ordering::SeqCst), 0);
+        } else if let Ok(blob) = blob {
+            let range = ByteRange { start: 0, end: blob.size };
+            let frames = blob.body.stream(range).try_collect::<Vec<_>>();
+            assert!(timeout(PATIENCE, frames).await.unwrap().is_err(), "wrong bytes to the end");
+        }
+        scene.downloads_over().await;
+        assert_eq!(scene.shared.content().unfinished(&digest).await.unwrap(), None);
+        let blob = scene.blob(&digest).await.unwrap();
+        assert!(read(&blob).await == whole, "what was wrong is forgotten");
+        scene.finish().await;
+    }
 }

@@ -1,34 +1,45 @@
-//! The writer of a flight: fetches a blob from upstream into the store, whatever becomes of the clients.
+//! Fills a flight: fetches a blob from upstream into the store, whatever becomes of the clients.
 //!
-//! It runs in its own tracked task. What must hold: bytes are hashed in order and published to followers only after they are in the
-//! file; nothing is committed before length and digest are right; however the task ends, also by being dropped, the flight ends with
-//! it. A broken body is continued where it stopped, because followers have its beginning already. Serving clients past a store that
-//! has no room is not done here: the flight fails with [`Failure::Store`] and the clients are bridged by `bypass`.
+//! It runs in its own tracked task. What must hold: nothing is committed before length and digest are right; however the task ends, also
+//! by being dropped, the flight ends with it. The main fetcher walks through what is missing in order; side fetchers bring what clients
+//! wait for elsewhere. What breaks is continued where it stopped, at any source that still gives it, with an effort that is bounded; what
+//! an earlier download left is continued too. A disk that fails detaches the flight: its clients get the rest through memory.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::sync::mpsc;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::claims::{Claims, Next, Part};
+use super::fetch::{End, Fetcher};
 use super::flight::{Failure, Flight};
+use super::givers::Givers;
+use super::interval::IntervalSet;
 use super::source::Proxied;
+use super::writer::{Message, Passer, Prefix, Writer, Written};
 use crate::content::{self, Content, Mismatch, Stage};
-use crate::oci::{Digest, DigestHasher};
+use crate::oci::{ByteRange, Digest};
 use crate::upstream::{self, BlobBody};
 
-/// Bytes that the writer gathers before it writes, hashes and publishes them: large writes cost half of small ones.
-const WRITE_BYTES: usize = 512 * 1024;
-/// Chunks between the network and the writer; with chunks of at most a few hundred KiB this bounds a flight's memory.
+/// Chunks between the fetchers and the writer; with chunks of at most a few hundred KiB this bounds a flight's memory.
 const QUEUE_CHUNKS: usize = 8;
-/// Breaks in a row, each after less than [`PROGRESS_BYTES`], before the flight gives up.
+/// Breaks in a row, each after less than [`PROGRESS_BYTES`], before the flight gives up, or its side fetchers.
 const BARREN_ATTEMPTS_MAX: u32 = 5;
 /// Bytes between two breaks that count as progress.
 const PROGRESS_BYTES: u64 = 1024 * 1024;
-/// Pause before the body is continued, multiplied by the number of breaks in a row.
+/// Pause before a body is continued, doubled with each further break in a row.
 const RESUME_PAUSE: Duration = Duration::from_millis(50);
+
+/// The least that an answer with less than was asked must bring to count as progress.
+const PIECE_BYTES_MIN: u64 = 256 * 1024;
+/// Downloads that may go on in memory without the disk at a time, slow readers of those that have ended included. The clients of
+/// others go upstream one by one.
+pub(super) const RINGS_MAX: usize = 32;
 
 /// Waits for the file of an earlier download of the digest to go, and how often.
 const STAGE_WAIT: Duration = Duration::from_millis(20);
@@ -40,6 +51,18 @@ pub(super) struct Filler {
     pub(super) content: Content,
     pub(super) tasks: TaskTracker,
     pub(super) shutdown: CancellationToken,
+    /// See [`RINGS_MAX`].
+    pub(super) rings: Arc<Semaphore>,
+}
+
+/// What is to be fetched.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Order {
+    pub(super) digest: Digest,
+    /// The size that a descriptor tells.
+    pub(super) expected: Option<u64>,
+    /// The first client waits for the bytes from here on, and may not want those before.
+    pub(super) lead: Option<u64>,
 }
 
 /// Ends the flight if the task that fills it is dropped.
@@ -51,59 +74,163 @@ impl Drop for Guard<'_> {
     }
 }
 
+/// A download whose size and beginning are known.
+struct Begun {
+    stage: Stage,
+    /// As upstream or a descriptor says.
+    total: Option<u64>,
+    present: IntervalSet,
+    /// The body that was opened to learn this, and what it brings.
+    first: Option<(Part, BlobBody)>,
+}
+
 impl Filler {
-    /// Downloads `digest` into the store for `flight`. `sources` are in the order in which they joined the flight; more may join
-    /// while this runs, so it asks for each through `source_of`.
-    pub(super) async fn run(
-        &self,
-        flight: &Flight,
-        digest: &Digest,
-        expected: Option<u64>,
-        source_of: impl Fn(usize) -> Option<Proxied>,
-    ) {
+    /// Downloads what is ordered into the store.
+    pub(super) async fn run(&self, running: &Arc<Running>, order: Order) {
+        let flight = &running.flight;
         let _guard = Guard(flight);
         let end = tokio::select! {
-            end = self.fetch(flight, digest, expected, source_of) => end,
+            end = self.fetch(running, order) => end,
             () = self.shutdown.cancelled() => Err(Failure::Abandoned),
         };
         if let Err(failure) = end {
             if matches!(failure, Failure::DigestMismatch) {
                 self.content.metrics().count_mismatch(Mismatch::Upstream);
+                running.givers.blame();
             }
-            tracing::warn!(%digest, reason = failure.reason(), "download failed");
+            tracing::warn!(digest = %order.digest, reason = failure.reason(), "download failed");
             flight.fail(failure);
         }
     }
 
-    async fn fetch(
-        &self,
-        flight: &Flight,
-        digest: &Digest,
-        expected: Option<u64>,
-        source_of: impl Fn(usize) -> Option<Proxied>,
-    ) -> Result<(), Failure> {
-        let (source, body) = self.connect(flight, digest, source_of).await?;
-        let total = body.total.or(expected);
-        let stage = self.stage(digest, total).await?;
-        // A size on which upstream and the descriptor disagree is announced to nobody: the digest decides first.
-        let announced = total.filter(|total| expected.is_none_or(|expected| expected == *total));
-        flight.start(stage.file(), announced);
-        let written = self.stream(flight, (&source, digest), body, total, stage).await?;
-        if total.is_some_and(|total| total != written.length) {
-            return Err(Failure::LengthMismatch);
-        }
-        if written.digest != *digest {
-            return Err(Failure::DigestMismatch);
-        }
-        flight.verify(written.length);
-        match self.content.commit(written.stage, written.length).await {
-            Ok(_span) => Ok(()),
-            Err(error) => {
-                // Every client of this flight has its bytes; only the next one pays.
-                tracing::warn!(%digest, ?error, "a verified download could not be committed");
+    async fn fetch(&self, running: &Arc<Running>, order: Order) -> Result<(), Failure> {
+        let begun = self.begin(running, order).await?;
+        let Begun { stage, total, present, first } = begun;
+        let file = stage.file();
+        let (chunks, queue) = mpsc::channel(QUEUE_CHUNKS);
+        let writer = Writer {
+            stage,
+            digest: order.digest,
+            covered: present,
+            total,
+            running: Arc::clone(running),
+            shutdown: self.shutdown.clone(),
+        };
+        let mut writer = self.tasks.spawn_blocking(move || writer.run(queue));
+        let (brought, written) = tokio::select! {
+            biased;
+            written = &mut writer => (Ok(()), written),
+            brought = self.bring_all(running, &order.digest, &chunks, first) => {
+                if matches!(brought, Err(Failure::Store)) {
+                    // A writer that has ended needs no word.
+                    drop(chunks.send(Message::Discard).await);
+                }
+                drop(chunks);
+                (brought, writer.await)
+            }
+        };
+        match written.map_err(|_panic| Failure::Abandoned)? {
+            Written::Whole { stage, length, digest } => {
+                if digest != order.digest {
+                    return Err(Failure::DigestMismatch);
+                }
+                running.flight.verify(length);
+                if let Err(error) = self.content.commit(stage, length).await {
+                    // Every client of this flight has its bytes; only the next one pays.
+                    tracing::warn!(%digest, ?error, "a verified download could not be committed");
+                }
                 Ok(())
             }
+            Written::Broken(prefix) => self.detached(running, &order.digest, prefix, file).await,
+            Written::Unfinished => Err(brought.err().unwrap_or(Failure::Abandoned)),
         }
+    }
+
+    /// Goes on without the disk, for those who follow.
+    async fn detached(
+        &self,
+        running: &Arc<Running>,
+        digest: &Digest,
+        prefix: Prefix,
+        file: Arc<std::fs::File>,
+    ) -> Result<(), Failure> {
+        let flight = &running.flight;
+        let place = Arc::clone(&self.rings).try_acquire_owned();
+        if !place.is_ok_and(|place| flight.detach(place)) {
+            return Err(Failure::Store);
+        }
+        let (chunks, queue) = mpsc::channel(QUEUE_CHUNKS);
+        let (running_too, shutdown) = (Arc::clone(running), self.shutdown.clone());
+        let passer = Passer { prefix, file, running: running_too, shutdown };
+        let mut passer = self.tasks.spawn_blocking(move || passer.run(queue));
+        let (brought, passed) = tokio::select! {
+            biased;
+            passed = &mut passer => (Ok(()), passed),
+            brought = self.bring_all(running, digest, &chunks, None) => {
+                drop(chunks);
+                (brought, passer.await)
+            }
+            () = flight.deserted() => return Err(Failure::Store),
+        };
+        match passed.map_err(|_panic| Failure::Abandoned)? {
+            Ok(Some((length, found))) if found == *digest => {
+                flight.verify(length);
+                Ok(())
+            }
+            Ok(Some(_)) => Err(Failure::DigestMismatch),
+            Ok(None) => Err(brought.err().unwrap_or(Failure::Abandoned)),
+            Err(error) => {
+                tracing::warn!(%digest, %error, "what was written of a download cannot be read");
+                Err(Failure::Store)
+            }
+        }
+    }
+
+    /// Finds out what there is to do, and gets the file for it.
+    async fn begin(&self, running: &Running, order: Order) -> Result<Begun, Failure> {
+        let Order { digest, expected, lead } = order;
+        let left = self.content.unfinished(&digest).await.unwrap_or_else(|error| {
+            tracing::warn!(%digest, ?error, "an unfinished download cannot be looked at");
+            None
+        });
+        let left = left.filter(|left| expected.is_none_or(|expected| expected == left.size));
+        let known = expected.or(left.as_ref().map(|left| left.size));
+        let here = set(left.iter().flat_map(|left| left.present.iter().cloned()));
+        let mut ranges = true;
+        let mut first = match Claims::new(known, here, lead).next_main() {
+            Next::Fetch(part) => match running.open(&digest, part.range(known)).await {
+                Ok(body) => Some((part, body)),
+                Err(Some(upstream::Error::Junk(_))) if part.to.is_some() => {
+                    ranges = false;
+                    Some(open_whole(running, &digest, part).await?)
+                }
+                Err(error) => return Err(failure(error)),
+            },
+            // Everything is here, it only was not looked at; whoever asks was found to have it before he came here.
+            Next::Wait | Next::Done => None,
+        };
+        // Parts of something else help nobody: the digest decides what the whole is.
+        let other = first.take_if(|(part, body)| {
+            let differs = body.total.is_some_and(|told| known.is_some_and(|known| told != known));
+            differs && *part != part.whole()
+        });
+        if let Some((part, body)) = other {
+            // One download has one place at its upstream.
+            drop(body);
+            first = Some(open_whole(running, &digest, part).await?);
+        }
+        let total = first.as_ref().and_then(|(_, body)| body.total).or(known);
+        let stage = self.stage(&digest, total).await?;
+        let present = set(stage.present().iter().cloned());
+        let mut claims = Claims::new(total, present.clone(), lead);
+        if !ranges {
+            claims.no_ranges();
+        }
+        let first = first.map(|(part, body)| (claims.adopt(part, body.from), body));
+        // A size on which upstream and the descriptor disagree is announced to nobody: the digest decides first.
+        let announced = total.filter(|total| expected.is_none_or(|expected| expected == *total));
+        running.flight.start(stage.file(), announced, present.clone(), claims);
+        Ok(Begun { stage, total, present, first })
     }
 
     async fn stage(&self, digest: &Digest, size: Option<u64>) -> Result<Stage, Failure> {
@@ -124,196 +251,210 @@ impl Filler {
         }
     }
 
-    /// Asks one source after the other until one gives a body.
-    async fn connect(
+    /// Runs fetchers until every byte was handed over, and says so to the writer.
+    async fn bring_all(
         &self,
-        flight: &Flight,
+        running: &Running,
         digest: &Digest,
-        source_of: impl Fn(usize) -> Option<Proxied>,
-    ) -> Result<(Proxied, BlobBody), Failure> {
-        let mut last = Failure::Abandoned;
-        while let Some(index) = flight.next_source() {
-            let Some(source) = source_of(index) else {
-                continue;
+        chunks: &mpsc::Sender<Message>,
+        first: Option<(Part, BlobBody)>,
+    ) -> Result<(), Failure> {
+        let flight = &running.flight;
+        let fetcher = Fetcher { running, digest, content: &self.content, chunks };
+        let mut fetchers = FuturesUnordered::new();
+        let (mut main, mut effort) = (first.is_some(), Effort::default());
+        fetchers.extend(first.map(|(part, body)| fetcher.run(part, Some(body), Duration::ZERO)));
+        loop {
+            if !main {
+                match flight.next_main() {
+                    Next::Fetch(part) => {
+                        main = true;
+                        fetchers.push(fetcher.run(part, None, effort.main_pause()));
+                    }
+                    Next::Wait => {}
+                    Next::Done => break,
+                }
+            }
+            while effort.sides_go_on()
+                && let Some(part) = flight.next_side()
+            {
+                fetchers.push(fetcher.run(part, None, effort.side_pause()));
+            }
+            let (part, end) = tokio::select! {
+                Some(ended) = fetchers.next() => ended,
+                () = flight.demand() => continue,
             };
-            match source.upstream().blob(source.name(), digest, 0).await {
-                Ok(body) => return Ok((source, body)),
-                Err(error @ (upstream::Error::Absent | upstream::Error::Denied)) => {
-                    flight.refuse(index, error.clone());
-                    last = Failure::Upstream(error);
+            let received = flight.claims(|claims| {
+                claims.release(part.id);
+                claims.received()
+            });
+            main &= !part.main;
+            match end {
+                End::Done => {}
+                End::Short => effort.short(part.main, received)?,
+                End::NoRanges => flight.claims(Claims::no_ranges),
+                End::Broken(error) => {
+                    let reason = error.reason();
+                    tracing::info!(%digest, received, reason, "upstream broke off; continuing");
+                    effort.broken(part.main, received, error)?;
                 }
-                Err(error) => last = Failure::Upstream(error),
+                End::NoRoom => return Err(Failure::Store),
+                // The writer says more.
+                End::Gone => return Ok(()),
             }
         }
-        Err(last)
-    }
-
-    /// Moves the body into the file, continuing it when it breaks. `total` is what upstream or a descriptor says.
-    async fn stream(
-        &self,
-        flight: &Flight,
-        (source, digest): (&Proxied, &Digest),
-        mut body: BlobBody,
-        total: Option<u64>,
-        stage: Stage,
-    ) -> Result<Written, Failure> {
-        // The writer's handle on the flight is the file and the channel; the flight itself is told by `progress`.
-        let (chunks, queue) = mpsc::channel(QUEUE_CHUNKS);
-        let (progress, mut published) = tokio::sync::watch::channel(0u64);
-        let hasher = DigestHasher::new(digest.algorithm());
-        let writer = self.tasks.spawn_blocking(move || write_all(stage, hasher, queue, &progress));
-        let room = || total.is_some() || self.content.admits(Some(0));
-        let pump = async {
-            let mut received = 0u64;
-            let mut barren = 0u32;
-            loop {
-                let before = received;
-                let broken = pump(&mut body, &chunks, &mut received, total, room).await?;
-                let Some(error) = broken else { break };
-                barren = if received - before >= PROGRESS_BYTES { 0 } else { barren + 1 };
-                if barren >= BARREN_ATTEMPTS_MAX {
-                    return Err(Failure::Upstream(error));
-                }
-                tracing::info!(%digest, received, reason = error.reason(), "upstream broke off; continuing");
-                tokio::time::sleep(RESUME_PAUSE * barren).await;
-                body = resume(source, digest, received, total, error).await?;
-            }
-            drop(chunks);
-            Ok(())
-        };
-        let publish = async {
-            let mut from = 0;
-            while published.changed().await.is_ok() {
-                let to = *published.borrow_and_update();
-                flight.advance(from, to);
-                from = to;
-            }
-        };
-        let (pumped, ()) = tokio::join!(pump, publish);
-        let written = writer.await.map_err(|_panic| Failure::Abandoned)?;
-        pumped?;
-        written.map_err(|error| {
-            tracing::warn!(%digest, %error, "cannot write a download");
-            Failure::Store
-        })
+        let size = flight.claims(|claims| claims.size()).ok_or(Failure::Abandoned)?;
+        drop(chunks.send(Message::End(size)).await);
+        Ok(())
     }
 }
 
-/// Hands the body's chunks to the writer. `Ok(None)` is the end of the body, `Ok(Some(error))` a break that may be continued. A body of
-/// unknown size goes on only as long as there is `room`: nothing was reserved for it, and it may have no end.
-async fn pump(
-    body: &mut BlobBody,
-    chunks: &mpsc::Sender<Bytes>,
-    received: &mut u64,
-    total: Option<u64>,
-    room: impl Fn() -> bool,
-) -> Result<Option<upstream::Error>, Failure> {
-    // A server that ignored our Range sends what we have once more.
-    let mut skip = received.saturating_sub(body.from);
-    loop {
-        let mut chunk = match body.chunk().await {
-            Ok(Some(chunk)) => chunk,
-            Ok(None) if total.is_some_and(|total| *received < total) => {
-                return Ok(Some(upstream::Error::Junk("short_body")));
-            }
-            Ok(None) => return Ok(None),
-            Err(error) => return Ok(Some(error)),
-        };
-        if skip > 0 {
-            let cut = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
-            drop(chunk.split_to(cut));
-            skip -= cut as u64;
-        }
-        *received += chunk.len() as u64;
-        if total.is_some_and(|total| *received > total) {
-            return Err(Failure::LengthMismatch);
-        }
-        if !room() {
-            return Err(Failure::Store);
-        }
-        if !chunk.is_empty() && chunks.send(chunk).await.is_err() {
-            // The writer is gone; what it says when it is joined is the reason.
-            return Ok(None);
-        }
-    }
-}
-
-/// Asks upstream for the rest of a body that broke after `received` bytes; `cause` is why it broke.
-async fn resume(
-    source: &Proxied,
-    digest: &Digest,
+/// How often bodies broke without bringing much.
+#[derive(Debug, Default)]
+struct Effort {
+    main: u32,
+    sides: u32,
     received: u64,
-    total: Option<u64>,
-    cause: upstream::Error,
-) -> Result<BlobBody, Failure> {
-    let body = match source.upstream().blob(source.name(), digest, received).await {
-        Ok(body) => body,
-        // The first error tells more than the failure to mend it.
-        Err(_later) => return Err(Failure::Upstream(cause)),
-    };
-    let same_whole = body.total.is_none() || total.is_none() || body.total == total;
-    if body.from > received || !same_whole {
-        return Err(Failure::Upstream(cause));
+}
+
+impl Effort {
+    fn main_pause(&self) -> Duration {
+        pause(self.main)
     }
-    Ok(body)
-}
 
-/// What the writer made.
-struct Written {
-    stage: Stage,
-    length: u64,
-    digest: Digest,
-}
+    fn side_pause(&self) -> Duration {
+        pause(self.sides)
+    }
 
-/// Gathers chunks, hashes and writes them, and says how far it came; blocks, so it runs on the blocking pool.
-fn write_all(
-    stage: Stage,
-    mut hasher: DigestHasher,
-    mut queue: mpsc::Receiver<Bytes>,
-    progress: &tokio::sync::watch::Sender<u64>,
-) -> std::io::Result<Written> {
-    let mut length = 0u64;
-    let mut batch = Vec::with_capacity(WRITE_BYTES);
-    while let Some(chunk) = queue.blocking_recv() {
-        batch.extend_from_slice(&chunk);
-        while batch.len() < WRITE_BYTES {
-            match queue.try_recv() {
-                Ok(chunk) => batch.extend_from_slice(&chunk),
-                Err(_empty_or_closed) => break,
-            }
+    fn sides_go_on(&self) -> bool {
+        self.sides < BARREN_ATTEMPTS_MAX
+    }
+
+    /// A body was shorter than asked, as it said, and `received` bytes had come in all.
+    fn short(&mut self, main: bool, received: u64) -> Result<(), Failure> {
+        if received - self.received < PIECE_BYTES_MIN {
+            return self.broken(main, received, upstream::Error::Junk("short_body"));
         }
-        stage.write_at(length, &batch)?;
-        hasher.update(&batch);
-        length += batch.len() as u64;
-        batch.clear();
-        progress.send_replace(length);
+        (self.main, self.sides, self.received) = (0, 0, received);
+        Ok(())
     }
-    Ok(Written { stage, length, digest: hasher.finish() })
+
+    /// A body broke when `received` bytes had come in all. The error, if that was once too often.
+    fn broken(&mut self, main: bool, received: u64, error: upstream::Error) -> Result<(), Failure> {
+        if received - self.received >= PROGRESS_BYTES {
+            (self.main, self.sides) = (0, 0);
+        }
+        self.received = received;
+        if main {
+            self.main += 1;
+        } else {
+            self.sides += 1;
+        }
+        if self.main >= BARREN_ATTEMPTS_MAX {
+            return Err(Failure::Upstream(error));
+        }
+        Ok(())
+    }
+}
+
+fn pause(breaks: u32) -> Duration {
+    breaks.checked_sub(1).map_or(Duration::ZERO, |more| RESUME_PAUSE * 2u32.pow(more))
+}
+
+async fn open_whole(
+    running: &Running,
+    digest: &Digest,
+    part: Part,
+) -> Result<(Part, BlobBody), Failure> {
+    let body = running.open(digest, part.whole().range(None)).await.map_err(failure)?;
+    Ok((part.whole(), body))
+}
+
+fn failure(error: Option<upstream::Error>) -> Failure {
+    error.map_or(Failure::Abandoned, Failure::Upstream)
+}
+
+fn set(parts: impl Iterator<Item = std::ops::Range<u64>>) -> IntervalSet {
+    let mut set = IntervalSet::default();
+    parts.for_each(|part| set.insert(part.start, part.end));
+    set
 }
 
 /// A flight together with the clients' sources, as the proxy's table of running downloads holds it.
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) flight: Flight,
-    pub(super) sources: std::sync::Mutex<Vec<Proxied>>,
+    pub(super) givers: Givers,
+    sources: std::sync::Mutex<Vec<Proxied>>,
+}
+
+/// A client's place in a flight, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub(super) running: Arc<Running>,
+    /// The number of the client's source.
+    pub(super) source: usize,
+    given_up: AtomicBool,
 }
 
 impl Running {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { flight: Flight::new(), sources: std::sync::Mutex::new(Vec::new()) })
+        let (givers, sources) = (Givers::default(), std::sync::Mutex::default());
+        Arc::new(Self { flight: Flight::new(), givers, sources })
     }
 
-    /// Joins with `source`; `None` if the flight has failed.
-    pub(super) fn join(&self, source: &Proxied) -> Option<usize> {
+    /// Joins with `source`; `None` if the flight takes nobody any more.
+    pub(super) fn join(self: &Arc<Self>, source: &Proxied) -> Option<Seat> {
         let mut sources = self.sources.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let index = self.flight.join(source.key())?;
         if index == sources.len() {
             sources.push(source.clone());
         }
-        Some(index)
+        drop(sources);
+        Some(Seat { running: Arc::clone(self), source: index, given_up: AtomicBool::new(false) })
     }
 
     pub(super) fn source(&self, index: usize) -> Option<Proxied> {
         self.sources.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(index).cloned()
+    }
+}
+
+/// A stream's place in a flight, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Following {
+    running: Arc<Running>,
+    id: u64,
+}
+
+impl Following {
+    /// Tells the flight that somebody wants these bytes, from their beginning on.
+    pub(super) fn new(running: &Arc<Running>, range: ByteRange) -> Self {
+        Self { running: Arc::clone(running), id: running.flight.follow(range) }
+    }
+
+    /// Everything before `position` was taken.
+    pub(super) fn moved(&self, position: u64) {
+        self.running.flight.moved(self.id, position);
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.running.flight.unfollow(self.id);
+    }
+}
+
+impl Seat {
+    /// The client needs the flight no more, though the seat lives on.
+    pub(super) fn give_up(&self) {
+        if !self.given_up.swap(true, Ordering::Relaxed) {
+            self.running.flight.leave();
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.give_up();
     }
 }

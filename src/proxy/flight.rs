@@ -1,17 +1,23 @@
 //! One running download: what is here, what was asked for, and how it ended.
 //!
 //! [`State`] is a small synchronous machine, events in and views out, so that a plain test can enumerate all interleavings. [`Flight`]
-//! puts it behind a lock and wakes those who wait. What must hold: a failed flight takes no joiners; a source that upstream refuses
-//! fails all the clients that brought it and only those; nobody sees the last [`HOLD_BACK`] bytes before the digest is right; a verified flight never
-//! fails. The flight knows nothing of clients: a follower that goes away leaves no trace.
+//! puts it behind a lock and wakes those who wait. What must hold: a failed or detached flight takes no joiners; a source that upstream
+//! refuses fails all the clients that brought it and only those; nobody sees the last [`HOLD_BACK`] bytes before the digest is right; a
+//! verified flight never fails. A client is a seat; each of its streams is a follower with a position, and one that goes away leaves
+//! no trace. A flight that has lost its disk is *detached*: what is on the disk stays readable, the rest goes through a [`Ring`].
 
 use std::fs::File;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use tokio::sync::watch;
+use bytes::Bytes;
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
+use tokio::time::Instant;
 
+use super::claims::{CLOSE_BYTES, Claims, Next, Part, SEGMENT_MAX, SEGMENT_MIN};
 use super::interval::IntervalSet;
+use super::ring::{RING_BYTES, RING_STALL, Ring};
 use crate::metadata::RepositoryKey;
+use crate::oci::{ByteRange, DigestHasher};
 use crate::upstream;
 
 /// Bytes at the end of a blob that no client gets before the digest is verified; a blob no larger than this is verified before its
@@ -24,8 +30,6 @@ pub(super) enum Failure {
     Upstream(upstream::Error),
     /// The bytes are not what the digest names.
     DigestMismatch,
-    /// Upstream sent more or fewer bytes than it announced.
-    LengthMismatch,
     /// The store has no room, or cannot be written; clients are served past it.
     Store,
     /// The task that filled it is gone: shutdown, or a bug.
@@ -38,7 +42,6 @@ impl Failure {
         match self {
             Self::Upstream(error) => error.reason(),
             Self::DigestMismatch => "digest_mismatch",
-            Self::LengthMismatch => "length_mismatch",
             Self::Store => "store",
             Self::Abandoned => "abandoned",
         }
@@ -57,14 +60,21 @@ enum Phase {
 #[derive(Debug)]
 struct Source {
     key: RepositoryKey,
-    standing: Standing,
+    refused: Option<upstream::Error>,
 }
 
-#[derive(Clone, Debug)]
-enum Standing {
-    Waiting,
-    Trying,
-    Refused(upstream::Error),
+/// A stream to a client.
+#[derive(Debug)]
+struct Follower {
+    id: u64,
+    position: u64,
+    end: u64,
+    /// What it gets next if it has to be served on its own.
+    segment: u64,
+    /// When it took bytes last.
+    moved: Instant,
+    /// The ring waits for it no more.
+    left_behind: bool,
 }
 
 /// What a follower at some position sees.
@@ -75,11 +85,28 @@ pub(super) enum View {
     /// The follower's own source was refused by upstream.
     Refused(upstream::Error),
     Failed(Failure),
-    /// Bytes up to `readable_to` may be read; the whole has `size` bytes.
+    /// Bytes up to `readable_to` may be read from the file; the whole has `size` bytes.
     Ready {
         size: u64,
         readable_to: u64,
     },
+    /// These bytes come next.
+    Ring {
+        size: u64,
+        bytes: Bytes,
+    },
+    /// The download does not come to this position any more: whoever is there goes upstream on his own.
+    Alone {
+        size: u64,
+    },
+}
+
+/// May the download go on?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    Free,
+    /// Somebody needs all that is in the ring; look again after a change, or at the given time.
+    Full(Option<Instant>),
 }
 
 /// The machine behind a [`Flight`].
@@ -90,6 +117,15 @@ pub(super) struct State {
     size: Option<u64>,
     covered: IntervalSet,
     sources: Vec<Source>,
+    /// The source that gave a body last.
+    good: Option<usize>,
+    seats: usize,
+    followers: Vec<Follower>,
+    next_follower: u64,
+    claims: Claims,
+    ring: Option<Ring>,
+    /// The hash over this many first bytes.
+    hashed: Option<(u64, DigestHasher)>,
 }
 
 impl State {
@@ -99,39 +135,57 @@ impl State {
             size: None,
             covered: IntervalSet::default(),
             sources: Vec::new(),
+            good: None,
+            seats: 0,
+            followers: Vec::new(),
+            next_follower: 0,
+            claims: Claims::new(None, IntervalSet::default(), None),
+            ring: None,
+            hashed: None,
         }
     }
 
-    /// A client of `key` joins; the answer is the number of its source. `None`: this flight has failed, start another.
+    /// A client of `key` joins and takes a seat; the answer is the number of its source. `None`: this flight takes nobody any more,
+    /// start another.
     fn join(&mut self, key: &RepositoryKey) -> Option<usize> {
-        if matches!(self.phase, Phase::Failed(_)) {
+        if matches!(self.phase, Phase::Failed(_)) || self.ring.is_some() {
             return None;
         }
+        self.seats += 1;
         if let Some(index) = self.sources.iter().position(|source| source.key == *key) {
             return Some(index);
         }
-        self.sources.push(Source { key: key.clone(), standing: Standing::Waiting });
+        self.sources.push(Source { key: key.clone(), refused: None });
         Some(self.sources.len() - 1)
     }
 
-    /// The next source that was not tried yet.
-    fn next_source(&mut self) -> Option<usize> {
-        let index =
-            self.sources.iter().position(|source| matches!(source.standing, Standing::Waiting))?;
-        self.sources[index].standing = Standing::Trying;
-        Some(index)
+    fn leave(&mut self) {
+        self.seats = self.seats.saturating_sub(1);
+    }
+
+    /// The source to ask now, when those in `tried` had no luck: the one that gave the last body, else the first that was not refused.
+    fn next_source(&self, tried: &[usize]) -> Option<usize> {
+        let usable =
+            |index: &usize| self.sources[*index].refused.is_none() && !tried.contains(index);
+        self.good.filter(usable).or_else(|| (0..self.sources.len()).find(usable))
+    }
+
+    fn accept(&mut self, index: usize) {
+        self.good = Some(index);
     }
 
     /// Upstream refused the source that was tried: absent or denied there.
     fn refuse(&mut self, index: usize, error: upstream::Error) {
-        self.sources[index].standing = Standing::Refused(error);
+        self.sources[index].refused = Some(error);
     }
 
-    /// Bytes begin to flow. `size` is `None` as long as it may not be announced.
-    fn start(&mut self, size: Option<u64>) {
+    /// Bytes begin to flow. `size` is `None` as long as it may not be announced; `present` is here already.
+    fn start(&mut self, size: Option<u64>, present: IntervalSet, claims: Claims) {
         if matches!(self.phase, Phase::Connecting) {
             self.phase = Phase::Streaming;
             self.size = size;
+            self.covered = present;
+            self.claims = claims;
         }
     }
 
@@ -144,7 +198,9 @@ impl State {
         if !matches!(self.phase, Phase::Failed(_)) {
             self.phase = Phase::Verified;
             self.size = Some(size);
-            self.covered.insert(0, size);
+            if self.ring.is_none() {
+                self.covered.insert(0, size);
+            }
         }
     }
 
@@ -154,20 +210,135 @@ impl State {
         }
     }
 
+    /// The disk takes nothing more: from here on bytes go through the ring, in order from the first that is missing. `false` if there
+    /// is nobody for whom that would be done, or nobody knows the size yet.
+    fn detach(&mut self) -> bool {
+        let Some(size) = self.size.filter(|_| matches!(self.phase, Phase::Streaming)) else {
+            return false;
+        };
+        if size <= HOLD_BACK || self.seats == 0 || self.ring.is_some() {
+            return false;
+        }
+        self.ring = Some(Ring::new(self.covered.covered_to(0)));
+        self.claims.restart(self.covered.clone());
+        true
+    }
+
+    fn push(&mut self, offset: u64, bytes: Bytes) {
+        if let Some(ring) = &mut self.ring {
+            ring.push(offset, bytes);
+        }
+    }
+
+    fn follow(&mut self, range: ByteRange, now: Instant) -> u64 {
+        let id = self.next_follower;
+        self.next_follower += 1;
+        self.followers.push(Follower {
+            id,
+            position: range.start,
+            end: range.end,
+            segment: SEGMENT_MIN,
+            moved: now,
+            left_behind: false,
+        });
+        id
+    }
+
+    fn unfollow(&mut self, id: u64) {
+        self.followers.retain(|follower| follower.id != id);
+    }
+
+    fn moved(&mut self, id: u64, position: u64, now: Instant) {
+        if let Some(follower) = self.followers.iter_mut().find(|follower| follower.id == id) {
+            follower.position = position;
+            follower.moved = now;
+        }
+    }
+
+    /// Is the follower better served by a fetcher of its own?
+    fn is_demand(&self, id: u64) -> bool {
+        if !matches!(self.phase, Phase::Streaming) || self.size.is_none() || self.ring.is_some() {
+            return false;
+        }
+        self.followers.iter().any(|follower| {
+            let Follower { position, end, segment, .. } = *follower;
+            follower.id == id && self.claims.wants_side(position, end, segment).is_some()
+        })
+    }
+
+    /// The next part for a side fetcher.
+    fn next_side(&mut self) -> Option<Part> {
+        if !matches!(self.phase, Phase::Streaming) || self.size.is_none() || self.ring.is_some() {
+            return None;
+        }
+        let claims = &mut self.claims;
+        self.followers.iter_mut().find_map(|follower| {
+            let Follower { position, end, segment, .. } = *follower;
+            let part = claims.next_side(position, end, segment)?;
+            follower.segment = (segment * 2).min(SEGMENT_MAX);
+            Some(part)
+        })
+    }
+
+    /// Makes room in the ring if nobody needs its oldest bytes.
+    fn room(&mut self, now: Instant) -> Room {
+        let Some(ring) = &mut self.ring else {
+            return Room::Free;
+        };
+        while ring.is_full() {
+            let Some((start, end)) = ring.oldest() else {
+                return Room::Free;
+            };
+            let waits = self.followers.iter().any(|follower| {
+                follower.position >= ring.end() && follower.position < follower.end
+            });
+            let brake = self.followers.iter_mut().find(|follower| {
+                let needs = follower.position < end && follower.end > start;
+                // One that is far behind is still reading from the disk, or was stopped there: it goes its own way later.
+                let near = follower.position.saturating_add(RING_BYTES) >= start;
+                needs && near && !follower.left_behind
+            });
+            match brake {
+                None => ring.drop_oldest(),
+                Some(brake) if waits && now.duration_since(brake.moved) >= RING_STALL => {
+                    brake.left_behind = true;
+                }
+                Some(brake) => return Room::Full(waits.then(|| brake.moved + RING_STALL)),
+            }
+        }
+        Room::Free
+    }
+
     fn view(&self, source: usize, position: u64) -> View {
         // A follower whose own source was refused gets nothing from another's download, not even from a finished one.
-        if let Standing::Refused(error) = &self.sources[source].standing {
+        if let Some(error) = &self.sources[source].refused {
             return View::Refused(error.clone());
         }
-        match (&self.phase, self.size) {
-            (Phase::Failed(failure), _) => View::Failed(failure.clone()),
-            (Phase::Verified, Some(size)) => View::Ready { size, readable_to: size },
-            (Phase::Streaming, Some(size)) if size > HOLD_BACK => {
-                let readable_to = self.covered.covered_to(position).min(size - HOLD_BACK);
-                View::Ready { size, readable_to: readable_to.max(position) }
-            }
-            (Phase::Connecting | Phase::Streaming | Phase::Verified, _) => View::Wait,
+        let (size, limit) = match (&self.phase, self.size) {
+            (Phase::Failed(failure), _) => return View::Failed(failure.clone()),
+            (Phase::Verified, Some(size)) => (size, size),
+            (Phase::Streaming, Some(size)) if size > HOLD_BACK => (size, size - HOLD_BACK),
+            (Phase::Connecting | Phase::Streaming | Phase::Verified, _) => return View::Wait,
+        };
+        let readable_to = self.covered.covered_to(position).min(limit);
+        if readable_to > position || position >= limit {
+            return View::Ready { size, readable_to: readable_to.max(position) };
         }
+        let Some(ring) = &self.ring else {
+            return View::Ready { size, readable_to: position };
+        };
+        if let Some(bytes) = ring.get(position) {
+            let room = usize::try_from(limit - position).unwrap_or(usize::MAX);
+            let length = bytes.len().min(room);
+            return View::Ring { size, bytes: bytes.slice(..length) };
+        }
+        // What is on the disk behind the ring's end is not fetched again.
+        let ahead = position.checked_sub(self.covered.covered_to(ring.end()));
+        let comes = matches!(self.phase, Phase::Streaming);
+        if comes && ahead.is_some_and(|ahead| ahead <= CLOSE_BYTES) {
+            return View::Ready { size, readable_to: position };
+        }
+        View::Alone { size }
     }
 }
 
@@ -176,7 +347,13 @@ impl State {
 pub(super) struct Flight {
     state: Mutex<State>,
     changed: watch::Sender<()>,
+    /// Somebody wants bytes that nobody fetches; for the one task that fills.
+    demand: Notify,
+    /// A follower of the ring has come, moved or gone; for the same task.
+    moved: Notify,
     file: OnceLock<Arc<File>>,
+    /// Of its ring; held as long as somebody may read from it.
+    place: OnceLock<OwnedSemaphorePermit>,
 }
 
 impl Flight {
@@ -184,7 +361,10 @@ impl Flight {
         Self {
             state: Mutex::new(State::new()),
             changed: watch::Sender::new(()),
+            demand: Notify::new(),
+            moved: Notify::new(),
             file: OnceLock::new(),
+            place: OnceLock::new(),
         }
     }
 
@@ -193,9 +373,10 @@ impl Flight {
         act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn change(&self, act: impl FnOnce(&mut State)) {
-        self.with(act);
+    fn change<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        let result = self.with(act);
         self.changed.send_replace(());
+        result
     }
 
     /// See [`State::join`].
@@ -203,9 +384,24 @@ impl Flight {
         self.with(|state| state.join(key))
     }
 
+    /// Gives the seat of a client back.
+    pub(super) fn leave(&self) {
+        self.change(State::leave);
+    }
+
+    /// The size, if it may be announced to everybody.
+    pub(super) fn size(&self) -> Option<u64> {
+        self.with(|state| state.size)
+    }
+
     /// See [`State::next_source`].
-    pub(super) fn next_source(&self) -> Option<usize> {
-        self.with(State::next_source)
+    pub(super) fn next_source(&self, tried: &[usize]) -> Option<usize> {
+        self.with(|state| state.next_source(tried))
+    }
+
+    /// The source gave a body.
+    pub(super) fn accept(&self, source: usize) {
+        self.with(|state| state.accept(source));
     }
 
     /// See [`State::refuse`].
@@ -213,10 +409,16 @@ impl Flight {
         self.change(|state| state.refuse(source, error));
     }
 
-    /// Bytes begin to flow into `file`. `size` is `None` if it may not be announced before the end.
-    pub(super) fn start(&self, file: Arc<File>, size: Option<u64>) {
+    /// Bytes begin to flow into `file`. `size` is `None` if it may not be announced before the end; `present` is in the file already.
+    pub(super) fn start(
+        &self,
+        file: Arc<File>,
+        size: Option<u64>,
+        present: IntervalSet,
+        claims: Claims,
+    ) {
         self.file.get_or_init(|| file);
-        self.change(|state| state.start(size));
+        self.change(|state| state.start(size, present, claims));
     }
 
     /// The bytes `start..end` are in the file.
@@ -234,6 +436,74 @@ impl Flight {
         self.change(|state| state.fail(failure));
     }
 
+    /// See [`State::detach`]; `place` is the one that its ring takes.
+    pub(super) fn detach(&self, place: OwnedSemaphorePermit) -> bool {
+        let detached = self.change(State::detach);
+        if detached {
+            self.place.get_or_init(|| place);
+        }
+        detached
+    }
+
+    /// The first `length` bytes have this hash.
+    pub(super) fn hash(&self, length: u64, hasher: &DigestHasher) {
+        self.with(|state| state.hashed = Some((length, hasher.clone())));
+    }
+
+    /// The hash over the first bytes, as far as it was brought.
+    pub(super) fn hashed(&self) -> Option<(u64, DigestHasher)> {
+        self.with(|state| state.hashed.clone())
+    }
+
+    /// Bytes for the ring of a detached flight.
+    pub(super) fn push(&self, offset: u64, bytes: Bytes) {
+        self.change(|state| state.push(offset, bytes));
+    }
+
+    /// Decides what a fetcher does next.
+    pub(super) fn claims<T>(&self, act: impl FnOnce(&mut Claims) -> T) -> T {
+        self.with(|state| act(&mut state.claims))
+    }
+
+    /// See [`Claims::next_main`].
+    pub(super) fn next_main(&self) -> Next {
+        self.claims(Claims::next_main)
+    }
+
+    /// See [`State::next_side`].
+    pub(super) fn next_side(&self) -> Option<Part> {
+        self.with(State::next_side)
+    }
+
+    /// Waits until somebody may want a side fetcher. For one task only.
+    pub(super) async fn demand(&self) {
+        self.demand.notified().await;
+    }
+
+    /// Waits until there is room for more bytes. For one task only.
+    pub(super) async fn room(&self) {
+        loop {
+            let moved = self.moved.notified();
+            match self.with(|state| state.room(Instant::now())) {
+                Room::Free => return,
+                Room::Full(None) => moved.await,
+                Room::Full(Some(until)) => {
+                    // Whether it was moved or timed out: both are looked at above.
+                    drop(tokio::time::timeout_at(until, moved).await);
+                }
+            }
+        }
+    }
+
+    /// Waits until the last client has gone.
+    pub(super) async fn deserted(&self) {
+        let mut changes = self.changes();
+        while self.with(|state| state.seats > 0) {
+            // The sender lives as long as the flight.
+            drop(changes.changed().await);
+        }
+    }
+
     /// What the follower with this source sees at `position`, now.
     pub(super) fn view(&self, source: usize, position: u64) -> View {
         self.with(|state| state.view(source, position))
@@ -248,147 +518,44 @@ impl Flight {
     pub(super) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
+
+    /// A stream of these bytes begins; the answer is its number.
+    pub(super) fn follow(&self, range: ByteRange) -> u64 {
+        let (id, demand, ring) = self.with(|state| {
+            let id = state.follow(range, Instant::now());
+            (id, state.is_demand(id), state.ring.is_some())
+        });
+        if demand {
+            self.demand.notify_one();
+        }
+        // Now somebody may be waiting for the one that holds the ring up.
+        if ring {
+            self.moved.notify_one();
+        }
+        id
+    }
+
+    /// The stream is over.
+    pub(super) fn unfollow(&self, id: u64) {
+        self.with(|state| state.unfollow(id));
+        self.moved.notify_one();
+    }
+
+    /// The stream has taken everything before `position`.
+    pub(super) fn moved(&self, id: u64, position: u64) {
+        let (demand, ring) = self.with(|state| {
+            state.moved(id, position, Instant::now());
+            (state.is_demand(id), state.ring.is_some())
+        });
+        if demand {
+            self.demand.notify_one();
+        }
+        if ring {
+            self.moved.notify_one();
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn key(name: &str) -> RepositoryKey {
-        RepositoryKey { upstream: "r.test".parse().unwrap(), name: name.parse().unwrap() }
-    }
-
-    #[derive(Clone, Copy, Debug)]
-    enum Event {
-        Join,
-        Try,
-        Refuse,
-        Start,
-        StartUnknown,
-        Advance,
-        Verify,
-        Fail,
-    }
-
-    const EVENTS: [Event; 8] = [
-        Event::Join,
-        Event::Try,
-        Event::Refuse,
-        Event::Start,
-        Event::StartUnknown,
-        Event::Advance,
-        Event::Verify,
-        Event::Fail,
-    ];
-    const SIZE: u64 = HOLD_BACK + 100;
-
-    /// What the test remembers beside the machine.
-    #[derive(Default)]
-    struct Model {
-        joined: Vec<usize>,
-        trying: Option<usize>,
-        refused: Vec<usize>,
-        written: u64,
-        verified: bool,
-        failed: bool,
-    }
-
-    fn apply(state: &mut State, model: &mut Model, event: Event) {
-        match event {
-            Event::Join => {
-                let name = if model.joined.is_empty() { "a" } else { "b" };
-                match state.join(&key(name)) {
-                    Some(index) => model.joined.push(index),
-                    None => assert!(model.failed, "only a failed flight turns joiners away"),
-                }
-            }
-            Event::Try => model.trying = state.next_source().or(model.trying),
-            Event::Refuse => {
-                if let Some(index) = model.trying.take() {
-                    state.refuse(index, upstream::Error::Absent);
-                    model.refused.push(index);
-                }
-            }
-            Event::Start => state.start(Some(SIZE)),
-            Event::StartUnknown => state.start(None),
-            Event::Advance => {
-                state.advance(model.written, model.written + SIZE / 2);
-                model.written += SIZE / 2;
-            }
-            Event::Verify => {
-                model.verified |= !model.failed;
-                state.verify(SIZE);
-            }
-            Event::Fail => {
-                model.failed |= !model.verified;
-                state.fail(Failure::LengthMismatch);
-            }
-        }
-    }
-
-    fn check(state: &State, model: &Model, path: &[Event]) {
-        assert!(!(model.verified && model.failed));
-        for source in &model.joined {
-            for position in [0, 1, SIZE - HOLD_BACK, SIZE] {
-                match state.view(*source, position) {
-                    View::Ready { size, readable_to } => {
-                        assert_eq!(size, SIZE, "{path:?}");
-                        assert!(
-                            readable_to <= SIZE && readable_to >= position.min(SIZE),
-                            "{path:?}"
-                        );
-                        let unverified_tail =
-                            readable_to > position && readable_to > SIZE - HOLD_BACK;
-                        assert!(model.verified || !unverified_tail, "{path:?}: the tail leaked");
-                        let written = readable_to <= position
-                            || model.verified
-                            || readable_to <= model.written;
-                        assert!(written, "{path:?}: bytes that are not here");
-                        assert!(!model.failed, "{path:?}");
-                        assert!(!model.refused.contains(source), "{path:?}");
-                    }
-                    View::Failed(_) => {
-                        assert!(model.failed && !model.refused.contains(source), "{path:?}")
-                    }
-                    View::Refused(_) => assert!(model.refused.contains(source), "{path:?}"),
-                    View::Wait => {
-                        assert!(!model.failed && !model.verified, "{path:?}: nobody waits for ever")
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn all_interleavings_up_to_six_events() {
-        fn walk(path: &mut Vec<Event>, count: &mut u64) {
-            let (mut state, mut model) = (State::new(), Model::default());
-            for event in path.iter() {
-                apply(&mut state, &mut model, *event);
-            }
-            check(&state, &model, path);
-            *count += 1;
-            if path.len() < 6 {
-                for event in EVENTS {
-                    path.push(event);
-                    walk(path, count);
-                    path.pop();
-                }
-            }
-        }
-        let mut count = 0;
-        walk(&mut Vec::new(), &mut count);
-        assert_eq!(count, (0..=6).map(|depth| 8u64.pow(depth)).sum::<u64>());
-    }
-
-    #[tokio::test]
-    async fn a_change_after_subscribing_wakes() {
-        let flight = Flight::new();
-        let source = flight.join(&key("a")).unwrap();
-        let mut changes = flight.changes();
-        assert!(matches!(flight.view(source, 0), View::Wait));
-        flight.verify(5);
-        changes.changed().await.unwrap();
-        assert!(matches!(flight.view(source, 0), View::Ready { size: 5, readable_to: 5 }));
-    }
-}
+#[path = "flight_tests.rs"]
+mod tests;

@@ -1,9 +1,10 @@
 //! Which bytes of a download are here: a set of half-open intervals.
 //!
-//! What must hold: intervals never touch or overlap, so the set is as small as it can be. Today's fills are sequential and keep one
-//! interval; ranges fetched ahead will add others.
+//! What must hold: intervals never touch or overlap, so the set is as small as it can be. It is sparse, because clients read where they
+//! like: one interval per place at which a download was begun.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// A set of bytes, kept as disjoint intervals `start -> end` (end excluded).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +26,47 @@ impl IntervalSet {
             self.0.remove(&left);
         }
         self.0.insert(start, end);
+    }
+
+    /// Takes the bytes `start..end` out.
+    pub(super) fn remove(&mut self, start: u64, end: u64) {
+        if start >= end {
+            return;
+        }
+        while let Some((&left, &right)) = self.0.range(..end).next_back() {
+            if right <= start {
+                break;
+            }
+            self.0.remove(&left);
+            if left < start {
+                self.0.insert(left, start);
+            }
+            if right > end {
+                self.0.insert(end, right);
+            }
+        }
+    }
+
+    /// The start of the first interval that begins at `position` or behind it.
+    pub(super) fn next_start(&self, position: u64) -> Option<u64> {
+        self.0.range(position..).next().map(|(&start, _)| start)
+    }
+
+    /// The first bytes at `from` or behind it that are not here, up to the next ones that are, within `0..size`.
+    pub(super) fn first_gap(&self, from: u64, size: u64) -> Option<Range<u64>> {
+        let start = self.covered_to(from);
+        let end = self.next_start(start).map_or(size, |next| next.min(size));
+        (start < end).then_some(start..end)
+    }
+
+    /// Bytes in the set.
+    pub(super) fn total(&self) -> u64 {
+        self.0.iter().map(|(start, end)| end - start).sum()
+    }
+
+    /// The intervals, in order.
+    pub(super) fn to_vec(&self) -> Vec<Range<u64>> {
+        self.0.iter().map(|(&start, &end)| start..end).collect()
     }
 
     /// The end of the run of bytes that begins at `position`; `position` itself if that byte is not here.
@@ -55,22 +97,38 @@ mod tests {
         assert_eq!(set.0.len(), 1);
     }
 
+    /// What a member of the set is: bytes put in, or taken out.
+    fn changes() -> impl Strategy<Value = Vec<(bool, u64, u64)>> {
+        prop::collection::vec((prop::bool::weighted(0.7), 0u64..60, 0u64..20), 0..12)
+    }
+
     proptest! {
         #[test]
-        fn behaves_like_a_set_of_bytes(parts in prop::collection::vec((0u64..60, 0u64..20), 0..12)) {
+        fn behaves_like_a_set_of_bytes(changes in changes(), size in 0u64..100) {
             let mut set = IntervalSet::default();
             let mut model = [false; 100];
-            for (start, length) in parts {
-                set.insert(start, start + length);
+            for (add, start, length) in changes {
+                if add { set.insert(start, start + length) } else { set.remove(start, start + length) }
                 for byte in start..start + length {
-                    model[usize::try_from(byte).unwrap()] = true;
+                    model[usize::try_from(byte).unwrap()] = add;
                 }
             }
+            let at = |position: u64| model[usize::try_from(position).unwrap()];
             for position in 0..100u64 {
-                let from = usize::try_from(position).unwrap();
-                let run = model[from..].iter().take_while(|here| **here).count();
-                prop_assert_eq!(set.covered_to(position), position + run as u64);
+                let run = (position..100).take_while(|byte| at(*byte)).count() as u64;
+                prop_assert_eq!(set.covered_to(position), position + run);
+                let start = |byte: &u64| at(*byte) && (*byte == 0 || !at(*byte - 1));
+                prop_assert_eq!(set.next_start(position), (position..100).find(start));
             }
+            prop_assert_eq!(set.total(), model.iter().filter(|here| **here).count() as u64);
+            let listed: Vec<u64> = set.to_vec().into_iter().flatten().collect();
+            prop_assert_eq!(listed, (0..100).filter(|byte| at(*byte)).collect::<Vec<_>>());
+            let mut missing = Vec::new();
+            while let Some(gap) = set.first_gap(0, size) {
+                set.insert(gap.start, gap.end);
+                missing.extend(gap);
+            }
+            prop_assert_eq!(missing, (0..size).filter(|byte| !at(*byte)).collect::<Vec<_>>());
         }
     }
 }

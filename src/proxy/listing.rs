@@ -38,10 +38,13 @@ impl Shared {
         repository: &Proxied,
     ) -> Result<(Arc<Vec<String>>, Listed), Error> {
         let fresh_for = repository.policy().tags.fresh_for;
-        if let Some((when, tags)) = self.tag_lists.get(repository.key())
-            && self.within(when, fresh_for)
-        {
-            return Ok((tags, Listed::Remembered));
+        if let Some((when, tags)) = self.tag_lists.get(repository.key()) {
+            if self.within(when, fresh_for) {
+                return Ok((tags, Listed::Remembered));
+            }
+            if repository.upstream().is_sparing() {
+                return Ok((tags, Listed::Known("limited")));
+            }
         }
         if repository.policy().offline {
             return self.known_tags(repository, "offline").await;
@@ -106,6 +109,9 @@ impl Shared {
         let last_good = last_good.map(|(body, _)| body).filter(|body| lists_something(body));
         if repository.policy().offline {
             return last_good.map(|body| (body, Listed::Known("offline"))).ok_or(Error::Offline);
+        }
+        if let Some(body) = last_good.clone().filter(|_| repository.upstream().is_sparing()) {
+            return Ok((body, Listed::Known("limited")));
         }
         let (sender, answer) = tokio::sync::oneshot::channel();
         let (shared, asked, digest) = (Arc::clone(self), repository.clone(), *subject);

@@ -2,20 +2,26 @@
 
 mod blobs;
 mod body;
+mod bypass;
+mod claims;
 mod error;
+mod fetch;
 mod fill;
 mod flight;
+mod givers;
 mod interval;
 mod listing;
 mod metrics;
 mod permission;
 mod policy;
 mod revisions;
+mod ring;
 mod service;
 mod settings;
 mod shared;
 mod source;
 mod tags;
+mod writer;
 
 pub use blobs::{Blob, Found};
 pub use body::{Body, Frames};

@@ -12,7 +12,7 @@ use super::shared::Shared;
 use super::source::Proxied;
 use crate::metadata::Proof;
 use crate::oci::{Digest, Reference};
-use crate::upstream;
+use crate::upstream::{self, Spending};
 
 impl Shared {
     /// May this repository be served at all? `reference` is what the client asks for; a probe upstream uses it.
@@ -27,6 +27,9 @@ impl Shared {
                 "the operator of this mirror does not serve {upstream}/{} (allow and deny of upstream \"{upstream}\")",
                 repository.name()
             )));
+        }
+        if !repository.policy().offline {
+            repository.upstream().settle_credential(repository.policy().tags.wait_recent).await;
         }
         let behind_credential = repository.upstream().credential_fingerprint().is_some();
         if !behind_credential || repository.policy().private == Private::Shared {
@@ -64,7 +67,8 @@ impl Shared {
         if let (Some(public), Some(_error)) = (bridged, self.failed_lately(repository)) {
             return Ok(public);
         }
-        let looked = self.look(repository, reference);
+        let spending = if bridged.is_some() { Spending::Optional } else { Spending::Needed };
+        let looked = self.look(repository, reference, spending);
         let looked = match bridged {
             // An old verdict is worth a short wait; the look goes on, and what it finds is kept.
             Some(_public) => tokio::time::timeout(repository.policy().tags.wait_recent, looked)
@@ -78,7 +82,13 @@ impl Shared {
             Ok(None) => Err(Error::Absent),
             Err(error) => {
                 self.note_failure(repository, &error);
-                bridged.ok_or_else(|| error.into())
+                if let Some(public) = bridged {
+                    return Ok(public);
+                }
+                // The parent's word opens this one request and is not recorded: what a copy shows, it may show by a right of its own.
+                let upstream = repository.upstream();
+                let word = upstream.public_at_parent(repository.name(), reference).await;
+                word.map_err(|_no_word| error.into())
             }
         }
     }
@@ -88,16 +98,17 @@ impl Shared {
         self: &Arc<Self>,
         repository: &Proxied,
         reference: Option<&Reference>,
+        spending: Spending,
     ) -> Result<Option<bool>, upstream::Error> {
         let work = {
             let (shared, repository) = (Arc::clone(self), repository.clone());
             let reference = reference.cloned();
-            async move { shared.verdict(&repository, reference.as_ref()).await }
+            async move { shared.verdict(&repository, reference.as_ref(), spending).await }
         };
-        let key = repository.key().clone();
+        let key = (repository.key().clone(), repository.upstream().credential_fingerprint());
         match self.once(|shared| &shared.verdicts, key, work).await {
             // Another's reference was absent; that says nothing of ours.
-            (Ok(None), true) => self.verdict(repository, reference).await,
+            (Ok(None), true) => self.verdict(repository, reference, spending).await,
             (looked, _joined) => looked,
         }
     }
@@ -106,12 +117,13 @@ impl Shared {
         &self,
         repository: &Proxied,
         reference: Option<&Reference>,
+        spending: Spending,
     ) -> Result<Option<bool>, upstream::Error> {
         let upstream = repository.upstream();
-        let public = match upstream.public(repository.name(), reference).await {
+        let public = match upstream.public(repository.name(), reference, spending).await {
             // A wrong tag must not close a public repository, nor open one that hides behind 404: its list decides.
             Err(upstream::Error::Absent) => {
-                if !upstream.public(repository.name(), None).await? {
+                if !upstream.public(repository.name(), None, spending).await? {
                     return Ok(None);
                 }
                 true
@@ -129,6 +141,11 @@ impl Shared {
 
     /// Why a verdict or a proof of the repository could not be renewed, if that was so lately that nobody should wait for it again.
     pub(super) fn failed_lately(&self, repository: &Proxied) -> Option<upstream::Error> {
+        if repository.upstream().is_unsettled() {
+            // The gate has waited for it.
+            let text = "its credential helper has not answered yet";
+            return Some(upstream::Error::Credential(text.into()));
+        }
         let (when, error) = self.unrenewed.get(repository.key())?;
         self.within(when, repository.policy().tags.retry_after_failure).then_some(error)
     }
@@ -210,7 +227,9 @@ impl Shared {
         if self.failed_lately(repository).as_ref().is_some_and(bridges) {
             return Ok(None);
         }
-        match repository.upstream().blob_head(repository.name(), digest).await {
+        let limited = upstream::Error::Limited { retry_after: None };
+        let spending = if bridges(&limited) { Spending::Optional } else { Spending::Needed };
+        match repository.upstream().blob_head(repository.name(), digest, spending).await {
             Ok(size) => {
                 self.unrenewed.invalidate(repository.key());
                 self.record_proof(repository, digest, size).await;

@@ -12,8 +12,8 @@ use super::shared::Shared;
 use super::source::Proxied;
 use crate::content::{Mismatch, StoredManifest};
 use crate::metadata::{RevisionCommit, TagMove};
-use crate::oci::{self, Digest, ManifestKind, MediaType, Reference};
-use crate::upstream::{self, FetchedManifest};
+use crate::oci::{self, Digest, ManifestKind, MediaType, Reference, Tag};
+use crate::upstream::{self, Endpoint, FetchedManifest};
 
 /// A manifest, byte for byte as upstream gave it.
 #[derive(Clone, Debug)]
@@ -29,6 +29,17 @@ pub(super) struct Fetched {
     pub(super) manifest: Manifest,
     /// It is in the store now.
     pub(super) stored: bool,
+}
+
+/// What an endpoint says that a tag points at: read, hashed and not stored yet.
+#[derive(Debug)]
+pub(super) struct Offer {
+    pub(super) digest: Digest,
+    pub(super) endpoint: Endpoint,
+    /// It is a cache that could not confirm it.
+    pub(super) stale: bool,
+    document: oci::Manifest,
+    bytes: Bytes,
 }
 
 /// How a manifest was found by its digest.
@@ -99,6 +110,10 @@ impl Shared {
                 self.record_proof(repository, &stored.digest, Some(size)).await;
                 Ok((stored.into(), Revision::Renewed))
             }
+            Err(upstream::Error::HeadUnusable) if repository.upstream().is_sparing() => {
+                let sparing = upstream::Error::Limited { retry_after: None };
+                self.bridge(repository, stored, sparing)
+            }
             Err(upstream::Error::HeadUnusable) => {
                 match self.fetch_revision(repository, &stored.digest).await {
                     Ok(found) => Ok(found),
@@ -132,7 +147,8 @@ impl Shared {
         repository: &Proxied,
         digest: &Digest,
     ) -> Result<(Manifest, Revision), upstream::Error> {
-        let key = (repository.key().clone(), *digest);
+        let identity = repository.upstream().credential_fingerprint();
+        let key = (repository.key().clone(), *digest, identity);
         let work = {
             let (shared, repository, digest) = (Arc::clone(self), repository.clone(), *digest);
             async move { shared.fetch(&repository, &digest, None).await }
@@ -158,20 +174,27 @@ impl Shared {
             // A signed schema 1 manifest under its payload digest is no damage.
             if document.kind != ManifestKind::Schema1 {
                 self.content().metrics().count_mismatch(Mismatch::Upstream);
+                repository.upstream().blame(&answer.endpoint);
             }
             return Err(upstream::Error::Junk("digest_mismatch"));
         }
-        Ok(self.keep(repository, *digest, document, answer.bytes, tag).await)
+        let FetchedManifest { bytes, endpoint, stale, .. } = answer;
+        let offer = Offer { digest: *digest, endpoint, stale, document, bytes };
+        Ok(self.keep(repository, offer, tag).await)
     }
 
-    /// Fetches what `reference`, a tag, points at; our own hash names it.
-    pub(super) async fn fetch_tagged(
+    /// Asks what `tag` points at; our own hash names it. With `beyond`, only the endpoints behind that one are asked.
+    pub(super) async fn offer(
         &self,
         repository: &Proxied,
-        reference: &Reference,
-        tag: TagMove,
-    ) -> Result<Fetched, upstream::Error> {
-        let answer = repository.upstream().manifest(repository.name(), reference).await?;
+        tag: &Tag,
+        beyond: Option<&Endpoint>,
+    ) -> Result<Offer, upstream::Error> {
+        let (upstream, reference) = (repository.upstream(), Reference::Tag(tag.clone()));
+        let answer = match beyond {
+            None => upstream.manifest(repository.name(), &reference).await?,
+            Some(beyond) => upstream.manifest_beyond(beyond, repository.name(), &reference).await?,
+        };
         let document = read(&answer)?;
         let lies = |told: &Digest| Digest::of(told.algorithm(), &answer.bytes) != *told;
         // The digest that registries name for signed schema 1 is over its payload, not over the bytes on the wire.
@@ -181,18 +204,25 @@ impl Shared {
             return Err(upstream::Error::Junk("digest_mismatch"));
         }
         let digest = Digest::sha256_of(&answer.bytes);
-        Ok(self.keep(repository, digest, document, answer.bytes, Some(tag)).await)
+        let FetchedManifest { bytes, endpoint, stale, .. } = answer;
+        Ok(Offer { digest, endpoint, stale, document, bytes })
+    }
+
+    /// Stores what was offered, and moves the tag to it if there is one.
+    pub(super) async fn accept(
+        &self,
+        repository: &Proxied,
+        offer: Offer,
+        tag: Option<&Tag>,
+    ) -> Fetched {
+        let source = offer.endpoint.host().to_owned();
+        let tag = tag.map(|tag| TagMove { tag: tag.clone(), source });
+        self.keep(repository, offer, tag).await
     }
 
     /// Stores a verified manifest with everything that follows from it, in one transaction.
-    async fn keep(
-        &self,
-        repository: &Proxied,
-        digest: Digest,
-        document: oci::Manifest,
-        bytes: Bytes,
-        tag: Option<TagMove>,
-    ) -> Fetched {
+    async fn keep(&self, repository: &Proxied, offer: Offer, tag: Option<TagMove>) -> Fetched {
+        let Offer { digest, endpoint, document, bytes, .. } = offer;
         let media_type = document.media_type.clone();
         let commit = RevisionCommit {
             repository: repository.key().clone(),
@@ -213,7 +243,9 @@ impl Shared {
                 false
             }
         };
-        if stored && repository.upstream().credential_fingerprint().is_none() {
+        // What a copy shows, it may show by a right of its own.
+        let seen_by_nobody = repository.upstream().credential_fingerprint().is_none();
+        if stored && seen_by_nobody && endpoint.is_origin() {
             self.note_public(repository).await;
         }
         Fetched { manifest: Manifest { digest, media_type, bytes }, stored }

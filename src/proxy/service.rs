@@ -11,7 +11,7 @@ use super::revisions::{Manifest, Revision};
 use super::shared::{Parts, Shared};
 use super::source::Proxied;
 use super::tags::Tagged;
-use crate::oci::{Digest, Reference, Tag};
+use crate::oci::{Digest, RangeSpec, Reference, Tag};
 
 /// Pull-through of repositories of configured upstreams. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -65,10 +65,16 @@ impl Proxy {
         }
     }
 
-    /// A blob with its bytes, here or on their way.
-    pub async fn blob(&self, repository: &Proxied, digest: &Digest) -> Result<Blob, Error> {
+    /// A blob with its bytes, here or on their way. With ranges `wanted`, the answer comes as soon as the first of them can be
+    /// served, wherever in the blob that is.
+    pub async fn blob(
+        &self,
+        repository: &Proxied,
+        digest: &Digest,
+        wanted: Option<&[RangeSpec]>,
+    ) -> Result<Blob, Error> {
         self.0.gate(repository, None).await?;
-        let blob = self.0.blob(repository, digest).await?;
+        let blob = self.0.blob(repository, digest, wanted).await?;
         self.0.content().metadata().touch(digest, self.0.now());
         Ok(blob)
     }

@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use moka::sync::Cache;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::body::Reader;
-use super::fill::Running;
+use super::fill::{RINGS_MAX, Running};
 use super::metrics::Metrics;
 use super::revisions::Fetched;
 use crate::clock::{Clock, Timestamp};
@@ -35,6 +35,8 @@ const TAG_LISTS_MAX: u64 = 1000;
 const MEMORY_MAX: Duration = Duration::from_secs(3600);
 
 pub(super) type TagKey = (RepositoryKey, Tag);
+/// As whom upstream is asked: after a reload nobody joins what was begun with another credential.
+pub(super) type Identity = Option<[u8; 16]>;
 
 /// Handed in by `app`.
 #[derive(Clone, Debug)]
@@ -51,14 +53,16 @@ pub(super) struct Shared {
     pub(super) parts: Parts,
     pub(super) reader: Reader,
     pub(super) downloads: Mutex<HashMap<Digest, Arc<Running>>>,
-    pub(super) checks: Table<TagKey, super::tags::Checked>,
-    pub(super) fetches: Table<(RepositoryKey, Digest), Fetched>,
+    /// Places for downloads that have lost their disk.
+    pub(super) rings: Arc<Semaphore>,
+    pub(super) checks: Table<(TagKey, Identity), super::tags::Checked>,
+    pub(super) fetches: Table<(RepositoryKey, Digest, Identity), Fetched>,
     /// When upstream said that a tag does not exist.
     pub(super) absent: Cache<TagKey, Timestamp>,
     /// When the last check of a tag failed.
     pub(super) failed: Cache<TagKey, Timestamp>,
     /// Who may read a repository is being asked; `None` is no verdict.
-    pub(super) verdicts: Table<RepositoryKey, Option<bool>>,
+    pub(super) verdicts: Table<(RepositoryKey, Identity), Option<bool>>,
     pub(super) lists: Table<RepositoryKey, Arc<Vec<String>>>,
     /// When a verdict or a proof of the repository could last not be renewed, and why.
     pub(super) unrenewed: Cache<RepositoryKey, (Timestamp, upstream::Error)>,
@@ -73,15 +77,12 @@ impl Shared {
     pub(super) fn new(parts: Parts) -> Self {
         let memory =
             |capacity| Cache::builder().max_capacity(capacity).time_to_live(MEMORY_MAX).build();
-        let reader = Reader {
-            content: parts.content.clone(),
-            tasks: parts.tasks.clone(),
-            frames: FramePool::default(),
-        };
+        let reader = Reader { tasks: parts.tasks.clone(), frames: FramePool::default() };
         Self {
             parts,
             reader,
             downloads: Mutex::default(),
+            rings: Arc::new(Semaphore::new(RINGS_MAX)),
             checks: Mutex::default(),
             fetches: Mutex::default(),
             absent: memory(ABSENT_TAGS_MAX),

@@ -24,6 +24,8 @@ pub struct Source {
 pub struct Proxied {
     key: RepositoryKey,
     source: Arc<Source>,
+    /// The upstream, asked for the request that named the repository.
+    upstream: Upstream,
 }
 
 impl Source {
@@ -79,7 +81,17 @@ fn glob_set(patterns: &[String]) -> Result<GlobSet, globset::Error> {
 
 impl Proxied {
     pub fn new(source: Arc<Source>, name: RepositoryName) -> Self {
-        Self { key: RepositoryKey { upstream: source.upstream.name().clone(), name }, source }
+        let upstream = Upstream::clone(&source.upstream);
+        Self { key: RepositoryKey { upstream: upstream.name().clone(), name }, source, upstream }
+    }
+
+    /// The same for a request that came through other roadsteads, which `via` names as the header of that name does.
+    #[must_use]
+    pub fn asked_via(self, via: Option<&str>) -> Self {
+        match via {
+            Some(via) => Self { upstream: self.upstream.asked_via(Some(via.into())), ..self },
+            None => self,
+        }
     }
 
     pub fn key(&self) -> &RepositoryKey {
@@ -92,7 +104,7 @@ impl Proxied {
     }
 
     pub fn upstream(&self) -> &Upstream {
-        &self.source.upstream
+        &self.upstream
     }
 
     pub(super) fn source(&self) -> &Source {

@@ -9,19 +9,19 @@ use std::time::Duration;
 
 use super::error::Error;
 use super::policy::{Attempt, Known, Refusal, Verdict, decide};
-use super::revisions::{Manifest, Revision};
+use super::revisions::{Fetched, Manifest, Offer, Revision};
 use super::settings::{TagPolicy, WhenAbsent};
 use super::shared::Shared;
 use super::source::Proxied;
 use crate::metadata::{TagMove, TagRecord};
 use crate::oci::{Digest, Reference, Tag};
-use crate::upstream;
+use crate::upstream::{self, Endpoint, ManifestHead};
 
 /// What a check of a tag with upstream found.
 #[derive(Clone, Debug)]
 pub(super) enum Checked {
     /// The tag points at what it pointed at before.
-    Confirmed(Digest),
+    Confirmed { digest: Digest, source: String },
     /// It points at something else, or was never seen.
     Moved { manifest: Manifest, stored: bool },
 }
@@ -50,6 +50,29 @@ struct Asked<'a> {
     known: Option<(Digest, Known)>,
 }
 
+/// What copies said of a known tag that was not the last word.
+#[derive(Default)]
+struct Heard {
+    /// The last of them that was asked.
+    beyond: Option<Endpoint>,
+    /// One of them has what the tag left behind: another one that confirms it may be the one that lags.
+    disputed: bool,
+    /// The tag is what it was, as one of them says against another.
+    confirmed: Option<Checked>,
+}
+
+impl Heard {
+    /// Is this endpoint's confirmation the last word?
+    fn settles(&self, endpoint: &Endpoint) -> bool {
+        endpoint.is_origin() || !self.disputed
+    }
+
+    /// A copy's confirmation counts where the registry itself cannot be asked.
+    fn confirmed_despite(self, error: upstream::Error) -> Result<Checked, upstream::Error> {
+        if error.is_decision() { Err(error) } else { self.confirmed.ok_or(error) }
+    }
+}
+
 impl Shared {
     /// What `tag` points at.
     pub(super) async fn tag(
@@ -67,7 +90,7 @@ impl Shared {
         let failed = self.failed.get(&key);
         let known = record.and_then(|record| {
             let failed = failed.filter(|failed| *failed >= record.confirmed);
-            let elsewhere = record.source != repository.upstream().host();
+            let elsewhere = !repository.upstream().has_endpoint_at(&record.source);
             Some((record.digest?, Known { confirmed: record.confirmed, failed, elsewhere }))
         });
         let now = self.now();
@@ -81,7 +104,9 @@ impl Shared {
         match decide(now, view, policy, offline, Attempt::NotTried) {
             Verdict::Fresh { left } => self.fresh(&asked, left).await,
             Verdict::ServeThenCheck { stale_for } => {
-                drop(self.start_check(&asked));
+                if !repository.upstream().is_sparing() {
+                    drop(self.start_check(&asked));
+                }
                 self.stale(&asked, "while_revalidate", stale_for).await
             }
             Verdict::Check { wait } => self.ask(&asked, wait).await,
@@ -154,7 +179,7 @@ impl Shared {
     ) -> Result<(Manifest, Tagged), Error> {
         let fresh_for = asked.policy.fresh_for;
         match checked {
-            Checked::Confirmed(digest) => {
+            Checked::Confirmed { digest, .. } => {
                 let (manifest, _how) = self.revision(asked.repository, &digest).await?;
                 Ok((manifest, Tagged::Revalidated { fresh_for }))
             }
@@ -222,7 +247,8 @@ impl Shared {
         self: &Arc<Self>,
         asked: &Asked<'_>,
     ) -> (tokio::sync::watch::Receiver<Option<Result<Checked, upstream::Error>>>, bool) {
-        let key = (asked.repository.key().clone(), asked.tag.clone());
+        let identity = asked.repository.upstream().credential_fingerprint();
+        let key = ((asked.repository.key().clone(), asked.tag.clone()), identity);
         let (shared, repository, tag) =
             (Arc::clone(self), asked.repository.clone(), asked.tag.clone());
         self.begin(
@@ -280,8 +306,8 @@ impl Shared {
         checked: &Checked,
         record: Option<&TagRecord>,
     ) {
-        let digest = match checked {
-            Checked::Confirmed(digest) => digest,
+        let (digest, source) = match checked {
+            Checked::Confirmed { digest, source } => (digest, source),
             Checked::Moved { manifest, .. } => {
                 let from = record.and_then(|record| record.digest).map(|digest| digest.to_string());
                 tracing::info!(
@@ -293,8 +319,8 @@ impl Shared {
             }
         };
         let (metadata, now) = (self.content().metadata(), self.now());
-        let source = repository.upstream().host();
-        if record.is_some_and(|record| record.source == source) {
+        let upstream = repository.upstream();
+        if record.is_some_and(|record| upstream.has_endpoint_at(&record.source)) {
             metadata.confirm_tag(repository.key(), tag, now);
         } else if let Err(error) =
             metadata.move_tag(repository.key(), tag, Some(*digest), source, now).await
@@ -321,35 +347,147 @@ impl Shared {
         self.parts.metrics.tag_moved(&repository.key().upstream);
     }
 
-    /// Compares what is known with upstream by the cheapest way that can be trusted.
+    /// Compares what is known with upstream by the cheapest way that can be trusted. A copy may lag behind: what it could not confirm
+    /// itself, and what the tag has left behind, is a reason to ask on, up to the registry itself, whose word alone moves a tag back and settles what copies disagree about.
     async fn compare(
         &self,
         repository: &Proxied,
         tag: &Tag,
         record: Option<&TagRecord>,
     ) -> Result<Checked, upstream::Error> {
-        let reference = Reference::Tag(tag.clone());
-        let source = repository.upstream().host().to_owned();
-        let tag_move = TagMove { tag: tag.clone(), source };
-        if let Some(known) = record.and_then(|record| record.digest) {
-            match repository.upstream().manifest_head(repository.name(), &reference).await {
-                Ok(head) if head.digest == Some(known) => return Ok(Checked::Confirmed(known)),
-                Ok(head) => {
-                    if let Some(told) = head.digest
-                        && let Some(checked) = self.move_to(repository, &told, &tag_move).await?
-                    {
-                        return Ok(checked);
-                    }
+        let known = record.and_then(|record| record.digest);
+        let mut heard = Heard::default();
+        let Some(known) = known else {
+            return self.compare_content(repository, tag, record, heard).await;
+        };
+        let mut moved = false;
+        loop {
+            let head = match self.head(repository, tag, heard.beyond.as_ref()).await {
+                Ok(Some(head)) => head,
+                Ok(None) => break,
+                Err(error) => return heard.confirmed_despite(error),
+            };
+            let Some(told) = head.digest else { break };
+            let lags = self
+                .may_lag(repository, (tag, Some(known)), &told, (&head.endpoint, head.stale))
+                .await;
+            let source = head.endpoint.host().to_owned();
+            if !lags && told != known {
+                let tag_move = TagMove { tag: tag.clone(), source };
+                if let Some(checked) = self.move_to(repository, &told, &tag_move).await? {
+                    return Ok(checked);
                 }
-                Err(upstream::Error::HeadUnusable) => {}
-                Err(error) => return Err(error),
+                moved = true;
+                break;
             }
+            if !lags {
+                let confirmed = Checked::Confirmed { digest: known, source };
+                if heard.settles(&head.endpoint) {
+                    return Ok(confirmed);
+                }
+                heard.confirmed = Some(confirmed);
+            }
+            heard.disputed |= told != known && !head.stale;
+            heard.beyond = Some(head.endpoint);
         }
-        let fetched = self.fetch_tagged(repository, &reference, tag_move).await?;
-        match record.and_then(|record| record.digest) {
-            Some(known) if known == fetched.manifest.digest => Ok(Checked::Confirmed(known)),
-            _ => Ok(Checked::Moved { manifest: fetched.manifest, stored: fetched.stored }),
+        // Nobody whose word counts says that the tag moved, and what is here is good.
+        if !moved && repository.upstream().is_sparing() {
+            return heard.confirmed_despite(upstream::Error::Limited { retry_after: None });
         }
+        self.compare_content(repository, tag, record, heard).await
+    }
+
+    /// The same by what the tag points at.
+    async fn compare_content(
+        &self,
+        repository: &Proxied,
+        tag: &Tag,
+        record: Option<&TagRecord>,
+        mut heard: Heard,
+    ) -> Result<Checked, upstream::Error> {
+        let known = record.and_then(|record| record.digest);
+        // What a copy could not confirm is better than nothing for a tag that was never seen.
+        let mut unconfirmed = None;
+        loop {
+            let offer = match self.offer(repository, tag, heard.beyond.as_ref()).await {
+                Ok(offer) => offer,
+                Err(error) if error.is_decision() => return Err(error),
+                Err(error) => match unconfirmed.take() {
+                    Some(offer) => return Ok(self.moved(repository, offer, tag).await),
+                    None => return heard.confirmed_despite(error),
+                },
+            };
+            let (digest, endpoint, stale) = (offer.digest, offer.endpoint.clone(), offer.stale);
+            if self.may_lag(repository, (tag, known), &digest, (&endpoint, stale)).await {
+                heard.disputed |= known.is_some_and(|known| known != digest) && !stale;
+                unconfirmed = unconfirmed.or_else(|| record.is_none().then_some(offer));
+            } else if known == Some(digest) {
+                // Its bytes may have been lost here.
+                self.accept(repository, offer, None).await;
+                let source = endpoint.host().to_owned();
+                let confirmed = Checked::Confirmed { digest, source };
+                if heard.settles(&endpoint) {
+                    return Ok(confirmed);
+                }
+                heard.confirmed = Some(confirmed);
+            } else {
+                return Ok(self.moved(repository, offer, tag).await);
+            }
+            heard.beyond = Some(endpoint);
+        }
+    }
+
+    async fn moved(&self, repository: &Proxied, offer: Offer, tag: &Tag) -> Checked {
+        let Fetched { manifest, stored } = self.accept(repository, offer, Some(tag)).await;
+        Checked::Moved { manifest, stored }
+    }
+
+    /// What HEAD says; `None` if only GET can tell.
+    async fn head(
+        &self,
+        repository: &Proxied,
+        tag: &Tag,
+        beyond: Option<&Endpoint>,
+    ) -> Result<Option<ManifestHead>, upstream::Error> {
+        let (upstream, reference) = (repository.upstream(), Reference::Tag(tag.clone()));
+        let head = match beyond {
+            None => upstream.manifest_head(repository.name(), &reference).await,
+            Some(beyond) => {
+                upstream.manifest_head_beyond(beyond, repository.name(), &reference).await
+            }
+        };
+        match head {
+            Ok(head) => Ok(Some(head)),
+            Err(upstream::Error::HeadUnusable) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Is this the word of a copy that may not know better: unconfirmed, or something that the tag has left behind?
+    async fn may_lag(
+        &self,
+        repository: &Proxied,
+        (tag, known): (&Tag, Option<Digest>),
+        told: &Digest,
+        (endpoint, stale): (&Endpoint, bool),
+    ) -> bool {
+        if endpoint.is_origin() || !stale && known == Some(*told) {
+            return false;
+        }
+        let lags = stale || {
+            let past = self.content().metadata().was_tagged(repository.key(), tag, told).await;
+            past.unwrap_or_else(|error| {
+                tracing::warn!(?error, "the timeline cannot be read; the registry itself is asked");
+                true
+            })
+        };
+        if lags {
+            tracing::debug!(
+                upstream = %repository.key().upstream, repository = %repository.name(), %tag,
+                %endpoint, %told, stale, "a copy may lag behind; asking on"
+            );
+        }
+        lags
     }
 
     /// Moves the tag to a digest that a HEAD named. `None`: upstream does not have it by digest, so the tag itself must be fetched. The

@@ -69,6 +69,8 @@ pub struct Addressing<'a> {
     pub host: Option<&'a str>,
     /// The upstream of the listener that the connection came through, if it has one.
     pub listener: Option<&'a RegistryName>,
+    /// The other roadsteads that the request came through, as the value of a `Via` header.
+    pub via: Option<&'a str>,
 }
 
 /// A repository of a configured upstream.
@@ -206,6 +208,11 @@ impl Upstreams {
 
     /// The repository that the request means.
     pub(super) fn locate(&self, addressing: &Addressing<'_>) -> Result<Repository, Error> {
+        let found = self.find_repository(addressing)?;
+        Ok(Repository { proxied: found.proxied.asked_via(addressing.via), ..found })
+    }
+
+    fn find_repository(&self, addressing: &Addressing<'_>) -> Result<Repository, Error> {
         // A registry that is told its own name has been told nothing, unless that name stands for an upstream: under a borrowed name
         // (DNS, a rewriting proxy) another upstream's repository of the same name must not be taken for it.
         let ns = addressing

@@ -16,7 +16,7 @@ use super::reply::{
 use super::unknown::Unknown;
 use crate::content::Content;
 use crate::metadata::RepositoryKey;
-use crate::oci::{Digest, Reference, RegistryName, RepositoryName, Tag};
+use crate::oci::{Digest, RangeSpec, Reference, RegistryName, RepositoryName, Tag};
 use crate::proxy::{self, Found, Listed, Manifest, Proxy, Revision, Tagged};
 
 /// Entries of one page at the most, and if the client does not say; clients page on by the `Link` header.
@@ -111,9 +111,14 @@ impl Registry {
         of_revision(repository, self.proxy.tagged_revision(repository.proxied(), tag, digest).await)
     }
 
-    /// A blob; its bytes may still be on their way.
-    pub async fn blob(&self, repository: &Repository, digest: &Digest) -> Answer<BlobReply> {
-        match self.proxy.blob(repository.proxied(), digest).await {
+    /// A blob; its bytes may still be on their way. `wanted` are the ranges that the client asks for, if not the whole.
+    pub async fn blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        wanted: Option<&[RangeSpec]>,
+    ) -> Answer<BlobReply> {
+        match self.proxy.blob(repository.proxied(), digest, wanted).await {
             Ok(blob) => {
                 let report = Report::of(Some(repository.upstream()), of_blob(blob.found), None);
                 let body = blob.body;
@@ -170,7 +175,7 @@ impl Registry {
                 report,
             });
         }
-        let after = page.last.as_deref().and_then(catalog_key);
+        let after = page.last.as_deref().map(catalog_key).transpose()?;
         let ask = u32::try_from(limit + 1).unwrap_or(u32::MAX);
         let metadata = self.content.metadata();
         match metadata.repositories(after.as_ref(), ask, policy == CatalogPolicy::Public).await {
@@ -319,12 +324,18 @@ fn page_size(page: &Page) -> usize {
     page.n.map_or(PAGE_MAX, |n| usize::try_from(n).unwrap_or(PAGE_MAX).min(PAGE_MAX))
 }
 
-/// Reads back a name of the catalog, which a client sends as `last`.
-fn catalog_key(text: &str) -> Option<RepositoryKey> {
-    let (upstream, name) = text.split_once('/')?;
-    Some(RepositoryKey {
-        upstream: upstream.parse().ok()?,
-        name: name.parse::<RepositoryName>().ok()?,
+/// Reads back a name of the catalog, which a client sends as `last`. Another text is refused: to begin again for it would let a client
+/// that follows it go round for ever.
+fn catalog_key(text: &str) -> Result<RepositoryKey, Refusal> {
+    let key = || {
+        let (upstream, name) = text.split_once('/')?;
+        let name = name.parse::<RepositoryName>().ok()?;
+        Some(RepositoryKey { upstream: upstream.parse().ok()?, name })
+    };
+    key().ok_or_else(|| {
+        let message = "last is no name of this catalog: want registry/repository".to_owned();
+        let report = Report::of(None, Outcome::Refused, Some("malformed"));
+        Refusal { error: Error::NameInvalid { message }, report }
     })
 }
 
