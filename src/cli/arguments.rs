@@ -22,6 +22,33 @@ pub(super) enum Command {
     Serve(Options),
     /// Check the configuration, tell every mistake, and do nothing else.
     CheckConfig(Options),
+    /// Read everything that is stored and tell what is damaged or missing. Works beside a running server and without one.
+    Verify(Verify),
+    /// Take in stored files that the metadata does not know, after it was lost. Works beside a running server and without one.
+    Reindex(Store),
+}
+
+/// Which store, and how the result is told.
+#[derive(Debug, Args)]
+pub(super) struct Store {
+    /// Configuration file (TOML) that names the data directory; ROADSTEAD_CONFIG names it too
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Data directory [default: roadstead-data]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Print one JSON object per line, as the admin API sends them
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Verify {
+    /// Put damaged files aside, correct the metadata, and take in files that it does not know; the next pull fetches what is missing
+    #[arg(long)]
+    pub(super) repair: bool,
+    #[command(flatten)]
+    pub(super) store: Store,
 }
 
 /// Every option is also a key of the configuration file and a ROADSTEAD_ variable; options win.
@@ -70,6 +97,14 @@ impl Options {
             log_format: self.log_format,
         };
         Sources::of_process(self.config, overrides)
+    }
+}
+
+impl Store {
+    /// The sources of the configuration: these options, the file that they name, and the environment.
+    pub(super) fn sources(&self) -> Sources {
+        let overrides = Overrides { data: self.data.clone(), ..Overrides::default() };
+        Sources::of_process(self.config.clone(), overrides)
     }
 }
 

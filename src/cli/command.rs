@@ -5,14 +5,16 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use super::arguments::{Cli, Command};
-use super::{banner, serve};
-use crate::app::{Config, Mistake, Sources};
+use super::arguments::{Cli, Command, Verify};
+use super::{banner, serve, store};
+use crate::app::{Config, JobKind, Mistake, Sources};
 
 /// It could not be done.
 pub(super) const FAILED: u8 = 1;
 /// The arguments or the configuration are wrong. The same as clap's.
 pub(super) const WRONG_USAGE: u8 = 2;
+/// Ended by Ctrl-C or SIGTERM, as shells tell it (128 and the number of SIGINT).
+pub(super) const INTERRUPTED: u8 = 130;
 
 /// Runs the program with the arguments of the process.
 pub fn run() -> ExitCode {
@@ -27,6 +29,10 @@ pub fn run() -> ExitCode {
     match command {
         Command::Serve(options) => serve::serve(&options.into_sources()),
         Command::CheckConfig(options) => check_config(&options.into_sources()),
+        Command::Verify(Verify { repair, store }) => {
+            store::run(&store, if repair { JobKind::Repair } else { JobKind::Verify })
+        }
+        Command::Reindex(store) => store::run(&store, JobKind::Reindex),
     }
 }
 
@@ -42,7 +48,9 @@ fn check_config(sources: &Sources) -> ExitCode {
     if !mistakes.is_empty() {
         return refuse_config(&mistakes);
     }
-    say(&format!("the configuration is valid\n{}", banner::upstreams(&config)));
+    let mut lines = vec!["the configuration is valid".to_owned(), banner::upstreams(&config)];
+    lines.extend(banner::proxies(&config));
+    say(&lines.join("\n"));
     ExitCode::SUCCESS
 }
 

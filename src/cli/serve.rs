@@ -63,6 +63,9 @@ fn warn(config: &Config) {
     for warning in &config.warnings {
         tracing::warn!(place = %warning.place, key = %warning.key, "{}", warning.text);
     }
+    for proxy in banner::proxies(config) {
+        tracing::info!("HTTP proxy: {proxy}");
+    }
     let connections = u64::from(config.limits.connections);
     let wanted = connections.saturating_mul(2);
     if let Some(files) = raise_file_limit().filter(|files| *files < wanted) {

@@ -1,0 +1,102 @@
+//! The unix socket: made under the lock of the data directory, for the owner alone, and removed at the end.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{UnixListener, UnixSocket};
+use tokio::sync::Semaphore;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::api::Admin;
+
+/// The socket in the data directory.
+pub const SOCKET_NAME: &str = "admin.sock";
+/// The longest path that a unix socket can have (unix(7), `sun_path` with its zero byte).
+const SOCKET_PATH_MAX: usize = 107;
+/// Connections at a time; a few commands and a monitor.
+const CONNECTIONS: usize = 16;
+/// Connections that wait in the kernel.
+const BACKLOG: u32 = 16;
+/// After an accept that failed for want of something.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The socket, open and not yet served.
+#[derive(Debug)]
+pub struct AdminSocket {
+    listener: UnixListener,
+    file: SocketFile,
+}
+
+/// Removes the socket's name when it is dropped.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl AdminSocket {
+    /// Opens the socket in `directory`, in place of one that an earlier process left. The caller holds the directory's lock, so nobody
+    /// else listens there. Needs a running runtime.
+    pub fn bind(directory: &Path) -> io::Result<Self> {
+        let path = directory.join(SOCKET_NAME);
+        if path.as_os_str().as_bytes().len() > SOCKET_PATH_MAX {
+            let refusal = format!("its path would be longer than {SOCKET_PATH_MAX} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, refusal));
+        }
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let socket = UnixSocket::new_stream()?;
+        socket.bind(&path)?;
+        let file = SocketFile(path);
+        // Nobody can connect before it listens, so nobody gets in between.
+        fs::set_permissions(&file.0, fs::Permissions::from_mode(0o600))?;
+        Ok(Self { listener: socket.listen(BACKLOG)?, file })
+    }
+
+    /// Serves until `shutdown`.
+    pub async fn serve(self, admin: Admin, shutdown: CancellationToken, tasks: TaskTracker) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let accepted = tokio::select! {
+                () = shutdown.cancelled() => break,
+                accepted = async {
+                    let place = Arc::clone(&places).acquire_owned().await;
+                    (place, self.listener.accept().await)
+                } => accepted,
+            };
+            match accepted {
+                (Ok(place), Ok((stream, _address))) => {
+                    let (admin, shutdown) = (admin.clone(), shutdown.clone());
+                    tasks.spawn(async move {
+                        admin.serve(stream, shutdown).await;
+                        drop(place);
+                    });
+                }
+                (_, accepted) => {
+                    if let Err(error) = accepted {
+                        tracing::warn!(%error, "the admin socket cannot accept connections for a moment");
+                    }
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+        drop(self.file);
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        match fs::remove_file(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "the admin socket could not be removed");
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The room's surface: one value that knows the store, the settings in force, and who may run a job.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus_client::registry::Registry;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::metrics::Metrics;
+use super::settings::Settings;
+use super::worker::Worker;
+use crate::clock::Clock;
+use crate::content::Content;
+
+/// What upkeep is made of.
+#[derive(Debug)]
+pub struct Parts {
+    pub content: Content,
+    pub clock: Arc<dyn Clock>,
+    pub tasks: TaskTracker,
+    /// The worker and all jobs end when it is cancelled.
+    pub shutdown: CancellationToken,
+    pub settings: Settings,
+}
+
+/// Background work over one store. Clones are handles to the same.
+#[derive(Clone)]
+pub struct Upkeep(Arc<Inner>);
+
+struct Inner {
+    content: Content,
+    clock: Arc<dyn Clock>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+    settings: Mutex<Settings>,
+    metrics: Metrics,
+    /// The right to run a job.
+    slot: Arc<Semaphore>,
+    /// The worker looks at once.
+    wake: Notify,
+    started: AtomicBool,
+}
+
+impl Upkeep {
+    /// Does nothing by itself before [`Upkeep::start`]; jobs run without it too.
+    pub fn new(parts: Parts, registry: &mut Registry) -> Self {
+        let metrics = Metrics::new(registry, Arc::clone(&parts.clock));
+        Self(Arc::new(Inner {
+            content: parts.content,
+            clock: parts.clock,
+            tasks: parts.tasks,
+            shutdown: parts.shutdown,
+            settings: Mutex::new(parts.settings),
+            metrics,
+            slot: Arc::new(Semaphore::new(1)),
+            wake: Notify::new(),
+            started: AtomicBool::new(false),
+        }))
+    }
+
+    /// Starts the worker, which first looks a while later. To be called when the program serves; a second call does nothing.
+    pub fn start(&self) {
+        if !self.0.started.swap(true, Ordering::Relaxed) {
+            let worker = Worker::new(self.clone());
+            self.0.tasks.spawn(worker.run());
+        }
+    }
+
+    /// Puts other settings in force; the worker looks at them at once.
+    pub fn configure(&self, settings: Settings) {
+        let mut current = self.0.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        if *current != settings {
+            *current = settings;
+            self.wake();
+        }
+    }
+
+    /// Makes the worker look now at what is due, for whoever knows that something changed.
+    pub fn wake(&self) {
+        self.0.wake.notify_one();
+    }
+
+    pub(super) async fn woken(&self) {
+        self.0.wake.notified().await;
+    }
+
+    pub(super) fn settings(&self) -> Settings {
+        *self.0.settings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn content(&self) -> &Content {
+        &self.0.content
+    }
+
+    pub(super) fn clock(&self) -> &dyn Clock {
+        &*self.0.clock
+    }
+
+    pub(super) fn tasks(&self) -> &TaskTracker {
+        &self.0.tasks
+    }
+
+    pub(super) fn shutdown(&self) -> &CancellationToken {
+        &self.0.shutdown
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    pub(super) fn slot(&self) -> &Arc<Semaphore> {
+        &self.0.slot
+    }
+}
+
+impl fmt::Debug for Upkeep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upkeep").field("settings", &self.settings()).finish_non_exhaustive()
+    }
+}
