@@ -30,6 +30,11 @@ pub(super) struct Connection {
     /// The client sent its FIN.
     finished: AtomicBool,
     written: AtomicU64,
+    /// How long the reader may still keep us waiting, in milliseconds: waiting spends it, bytes earn it at `min_rate`, up to `window`.
+    patience: AtomicU64,
+    window: u64,
+    /// Bytes per second; 0 is "any".
+    min_rate: u64,
 }
 
 /// Milliseconds since the connection was opened, plus one; zero is "not".
@@ -42,7 +47,10 @@ pub(super) enum Expiry {
     /// The headers of a request did not come in time.
     Header,
     Idle,
+    /// A reader that took no byte.
     SlowReader,
+    /// A reader that took too few.
+    Trickle,
 }
 
 /// Held while a request is running.
@@ -50,7 +58,8 @@ pub(super) enum Expiry {
 pub(super) struct InFlight(Arc<Connection>);
 
 impl Connection {
-    pub(super) fn new() -> Arc<Self> {
+    pub(super) fn new(limits: &Limits) -> Arc<Self> {
+        let window = u64::try_from(limits.idle_body.as_millis()).unwrap_or(u64::MAX);
         Arc::new(Self {
             opened: Instant::now(),
             in_flight: AtomicBool::new(false),
@@ -61,6 +70,9 @@ impl Connection {
             blocked_since: Moment::default(),
             finished: AtomicBool::new(false),
             written: AtomicU64::new(0),
+            patience: AtomicU64::new(window),
+            window,
+            min_rate: limits.min_rate,
         })
     }
 
@@ -82,8 +94,25 @@ impl Connection {
     }
 
     pub(super) fn note_written(&self, count: usize) {
-        self.blocked_since.clear();
-        self.written.fetch_add(u64::try_from(count).unwrap_or(0), Relaxed);
+        self.unblock();
+        let count = u64::try_from(count).unwrap_or(0);
+        self.written.fetch_add(count, Relaxed);
+        let patience = self.patience.load(Relaxed);
+        if patience < self.window
+            && let Some(earned) = count.saturating_mul(1000).checked_div(self.min_rate)
+        {
+            self.patience.store(patience.saturating_add(earned).min(self.window), Relaxed);
+        }
+    }
+
+    /// The socket takes bytes again; the wait is spent.
+    fn unblock(&self) {
+        if let Some(since) = self.blocked_since.get(self.opened) {
+            let waited = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let left = self.patience.load(Relaxed).saturating_sub(waited);
+            self.patience.store(left, Relaxed);
+            self.blocked_since.clear();
+        }
     }
 
     pub(super) fn note_blocked(&self) {
@@ -94,7 +123,7 @@ impl Connection {
 
     /// Everything that hyper had to write has been written.
     pub(super) fn note_flushed(&self) {
-        self.blocked_since.clear();
+        self.unblock();
         if !self.in_flight.load(Relaxed) {
             self.clean.store(true, Relaxed);
         }
@@ -129,6 +158,10 @@ impl Connection {
     /// When this connection must end unless something happens before; none while a request is being answered.
     pub(super) fn deadline(&self, limits: &Limits) -> Option<(Instant, Expiry)> {
         if let Some(blocked) = self.blocked_since.get(self.opened) {
+            let patience = Duration::from_millis(self.patience.load(Relaxed));
+            if self.min_rate > 0 && patience < limits.idle_body {
+                return Some((blocked + patience, Expiry::Trickle));
+            }
             return Some((blocked + limits.idle_body, Expiry::SlowReader));
         }
         if self.in_flight.load(Relaxed) {
@@ -188,7 +221,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_phase_has_its_deadline() {
         let limits = Limits::default();
-        let connection = Connection::new();
+        let connection = Connection::new(&limits);
         assert_eq!(due(&connection, &limits), Some((limits.header_time, Expiry::Idle)));
         tokio::time::advance(Duration::from_secs(1)).await;
         connection.note_read(5);
@@ -216,8 +249,46 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_reader_pays_for_its_pauses_with_bytes() {
+        let limits =
+            Limits { idle_body: Duration::from_secs(60), min_rate: 1000, ..Limits::default() };
+        let connection = Connection::new(&limits);
+        let _in_flight = connection.begin();
+        let mut pauses = 0;
+        // Each pause of 50 s costs as much, and ten thousand bytes earn ten of them back.
+        let expiry = loop {
+            connection.note_blocked();
+            let (at, expiry) = connection.deadline(&limits).unwrap();
+            if at - Instant::now() < Duration::from_secs(50) {
+                break expiry;
+            }
+            tokio::time::advance(Duration::from_secs(50)).await;
+            connection.note_written(10_000);
+            pauses += 1;
+        };
+        assert_eq!((expiry, pauses), (Expiry::Trickle, 1));
+        let connection = Connection::new(&limits);
+        for _ in 0..100 {
+            connection.note_blocked();
+            tokio::time::advance(Duration::from_secs(50)).await;
+            connection.note_written(50_000);
+        }
+        connection.note_blocked();
+        assert_eq!(connection.deadline(&limits).unwrap().1, Expiry::SlowReader, "fast enough");
+        let any = Limits { min_rate: 0, ..limits };
+        let connection = Connection::new(&any);
+        for _ in 0..100 {
+            connection.note_blocked();
+            tokio::time::advance(Duration::from_secs(50)).await;
+            connection.note_written(1);
+        }
+        connection.note_blocked();
+        assert_eq!(connection.deadline(&any).unwrap().1, Expiry::SlowReader, "any rate will do");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_connection_is_clean_when_the_answer_has_left() {
-        let connection = Connection::new();
+        let connection = Connection::new(&Limits::default());
         assert!(connection.is_clean());
         let in_flight = connection.begin();
         connection.note_flushed();

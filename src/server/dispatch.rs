@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::header::{ALLOW, CONNECTION, HeaderValue, RANGE, RETRY_AFTER};
 use http::request::Parts;
-use http::{HeaderMap, Method, Response};
+use http::{HeaderMap, Method, Response, Version};
 use hyper::body::{Body as _, Incoming};
 
 use super::body::{Body, Payload};
@@ -22,7 +22,7 @@ use super::route::{self, Asked, Health, PageAsked, Route, RouteError};
 use super::service::Service;
 use super::settings::{Fallback, Limits};
 use super::{headers, observe, v2};
-use crate::oci::{Reference, RegistryName};
+use crate::oci::{RangeError, Reference, RegistryName};
 use crate::registry::{Addressing, Error, Outcome, Refusal, Registry, Report, Repository};
 
 /// The connection that a request came through.
@@ -94,7 +94,8 @@ pub(super) async fn dispatch(
 ) -> Response<Body> {
     let in_flight = link.connection.begin();
     let (parts, body) = request.into_parts();
-    let unread = !body.is_end_stream();
+    // What follows a CONNECT was meant for a tunnel.
+    let unread = !body.is_end_stream() || parts.method == Method::CONNECT;
     drop(body);
     let head = parts.method == Method::HEAD;
     let mut record = Box::new(Record::begin(
@@ -137,7 +138,7 @@ async fn data(
         .as_deref()
         .map_err(|error| *error)
         .and_then(|path| route::parse(&parts.method, path, parts.uri.query(), limits))
-        .and_then(|asked| one_host(&parts.headers).map(|()| asked));
+        .and_then(|asked| one_host(parts).map(|()| asked));
     if let Ok(Asked { route: Route::Health(health), .. }) = &asked {
         return self_report(service, *health, record);
     }
@@ -208,7 +209,8 @@ fn find<'a>(
         Route::Ping { prefix } => return ping(registry, asked, *prefix, host(parts)),
         Route::Health(_) => return Err(Problem::Route(RouteError::NotFound).into()),
         _ if headers::is_loop(&parts.headers, service.instance_id()) => {
-            return Err(Problem::Registry(Error::Loop).into());
+            let report = Report::of(None, Outcome::Error, Some("loop"));
+            return Err(Refused { problem: Problem::Registry(Error::Loop), report: Some(report) });
         }
         Route::Catalog { page } => return Ok(Found::Catalog(page)),
         Route::Manifest { path, .. }
@@ -217,12 +219,14 @@ fn find<'a>(
         | Route::Tags { path, .. }
         | Route::Referrers { path, .. } => path,
     };
+    let via = headers::passed(&parts.headers);
     let addressing = Addressing {
         ns: asked.ns.as_deref(),
         path,
         mount: asked.mount,
         host: host(parts),
         listener,
+        via: via.as_deref(),
     };
     Ok(Found::Repository(registry.locate(&addressing)?))
 }
@@ -299,11 +303,13 @@ fn caller(
     Caller { agent, has_fallback }
 }
 
-/// With several `Host` fields, whoever stands before us may have looked at another one than we would.
-fn one_host(headers: &HeaderMap) -> Result<(), RouteError> {
-    match headers.get_all(http::header::HOST).iter().nth(1) {
-        None => Ok(()),
-        Some(_second) => Err(RouteError::Host),
+/// With several `Host` fields, whoever stands before us may have looked at another one than we would; HTTP/1.1 demands one.
+fn one_host(parts: &Parts) -> Result<(), RouteError> {
+    let mut hosts = parts.headers.get_all(http::header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (_, Some(_second)) => Err(RouteError::Host),
+        (None, None) if parts.version == Version::HTTP_11 => Err(RouteError::Host),
+        _ => Ok(()),
     }
 }
 
@@ -328,6 +334,10 @@ fn ping<'a>(
         registry.knows(ns, prefix) && (asked.mount.is_none() || registry.knows(None, asked.mount));
     if known {
         return Ok(Found::Ping);
+    }
+    // More than one component is no name of a registry, but a path that does not exist.
+    if prefix.is_some_and(|prefix| prefix.contains('/')) {
+        return Err(Problem::Route(RouteError::NotFound).into());
     }
     let name = prefix.or(ns).or(asked.mount).unwrap_or_default().to_owned();
     Err(Problem::Registry(Error::UnknownRegistry { name }).into())
@@ -376,6 +386,9 @@ pub(super) fn refuse(
     record: &mut Record,
 ) -> Response<Payload> {
     let verdict = reply::judge(&refused.problem, subject, caller);
+    if let Some(limit) = limit_of(&refused.problem) {
+        record.limit_reached(limit);
+    }
     let reason =
         refused.report.as_ref().map_or(own_reason(&refused.problem), |report| report.reason);
     let payload = Payload::Bytes(verdict.body(record.id(), reason));
@@ -406,6 +419,17 @@ pub(super) fn refuse(
         record.answered(verdict.status, Outcome::Refused, own_reason(&refused.problem));
     }
     response
+}
+
+/// The limit that a request went beyond, by the name of its key.
+fn limit_of(problem: &Problem) -> Option<&'static str> {
+    match problem {
+        Problem::Route(RouteError::TooLong) => Some("path_bytes"),
+        Problem::Route(RouteError::QueryTooLong) => Some("query_bytes"),
+        Problem::Range { error: RangeError::TooMany, .. } => Some("ranges"),
+        Problem::Registry(Error::TimedOut) => Some("answer"),
+        _ => None,
+    }
 }
 
 /// The outcome of a refusal that the registry did not report on.

@@ -23,6 +23,11 @@ pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-statu
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
+/// The longest chain of roadsteads: more than that go in a circle, whatever their names are.
+const ROADSTEADS_MAX: usize = 16;
+/// The longest name that a roadstead gives itself, behind its prefix.
+const INSTANCE_CHARS_MAX: usize = 64;
+
 /// `Content-Type` and `Content-Length` of a payload.
 pub(super) fn describe(headers: &mut HeaderMap, content_type: HeaderValue, length: u64) {
     headers.insert(CONTENT_TYPE, content_type);
@@ -154,14 +159,36 @@ pub(super) fn ranges(
     }
 }
 
-/// Did this request pass through us before? Every request of ours to an upstream names us in `Via` (RFC 9110, 7.6.3).
+/// Did this request pass through us before, or through so many of our kind that it goes in a circle? Every request of ours to an upstream
+/// names us in `Via` (RFC 9110, 7.6.3), behind those through whom the request came to us.
 pub(super) fn is_loop(headers: &HeaderMap, instance_id: &str) -> bool {
+    via(headers).any(|word| word == instance_id)
+        || via(headers).filter(|word| is_instance(word)).count() > ROADSTEADS_MAX
+}
+
+/// The roadsteads that a request came through, as the value of the `Via` header with which it is passed on. Others are left out: they take
+/// no part in loops of ours, and upstream need not know of them.
+pub(super) fn passed(headers: &HeaderMap) -> Option<String> {
+    let passed: Vec<String> =
+        via(headers).filter(|word| is_instance(word)).map(|word| format!("1.1 {word}")).collect();
+    (!passed.is_empty()).then(|| passed.join(", "))
+}
+
+fn via(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     headers
         .get_all(VIA)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split([',', ' ', '\t']))
-        .any(|word| word == instance_id)
+}
+
+/// Is this how a roadstead names itself?
+fn is_instance(word: &str) -> bool {
+    let id = word.strip_prefix("roadstead-");
+    id.is_some_and(|id| {
+        (1..=INSTANCE_CHARS_MAX).contains(&id.len())
+            && id.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    })
 }
 
 /// The length that a HEAD announces is that of the GET.
@@ -288,5 +315,21 @@ mod tests {
         assert!(is_loop(&with(VIA, &["1.1 other", "1.1 roadstead-7f"]), id));
         assert!(!is_loop(&with(VIA, &["1.1 roadstead-7fa"]), id));
         assert!(!is_loop(&HeaderMap::new(), id));
+        let many = |count| vec!["1.1 roadstead-a"; count].join(", ");
+        assert!(!is_loop(&with(VIA, &[&many(ROADSTEADS_MAX)]), id));
+        assert!(is_loop(&with(VIA, &[&many(ROADSTEADS_MAX + 1)]), id));
+    }
+
+    #[test]
+    fn only_roadsteads_are_passed_on() {
+        let passed_on = |values: &[&str]| passed(&with(VIA, values));
+        assert_eq!(passed_on(&[]), None);
+        assert_eq!(passed_on(&["1.1 proxy.corp (squid), 1.0 fred"]), None);
+        let chain = passed_on(&["1.1 roadstead-a1, 1.1 proxy", "1.1 roadstead-b2"]);
+        assert_eq!(chain.as_deref(), Some("1.1 roadstead-a1, 1.1 roadstead-b2"));
+        let long = format!("1.1 roadstead-{}", "a".repeat(INSTANCE_CHARS_MAX + 1));
+        for odd in [long.as_str(), "1.1 roadstead-", "1.1 roadstead-a;b", "1.1 roadstead-\u{e9}"] {
+            assert_eq!(passed_on(&[odd]), None, "{odd}");
+        }
     }
 }

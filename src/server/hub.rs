@@ -42,6 +42,17 @@ impl Hub {
         }
     }
 
+    /// Resolves when no further requests begin.
+    pub(super) async fn drained(&self) {
+        loop {
+            let attention = self.attention();
+            if self.is_draining() {
+                return;
+            }
+            attention.await;
+        }
+    }
+
     pub(super) fn is_draining(&self) -> bool {
         self.draining.load(SeqCst)
     }

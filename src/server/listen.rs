@@ -1,17 +1,16 @@
 //! The listeners: opened early with clear errors, served late, drained with a deadline.
 //!
-//! A place is taken before a connection is accepted, so that excess clients wait in the kernel's queue and cost nothing. When all
-//! places are taken, connections without a request make room. The observability port has places of its own and outlives the data
-//! plane's drain, so that probes see what happens.
+//! What must hold: whoever connects is served or told that there is no place, and never left in the kernel's queue (see `places.rs`);
+//! an accept that fails, for want of descriptors for example, ends no listener and spins no processor. The observability port has
+//! places of its own and outlives the data plane's drain, so that probes see what happens.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -19,8 +18,9 @@ use super::connection::Connection;
 use super::dispatch::{Link, Plane};
 use super::error::BindError;
 use super::guard::canonical;
-use super::hub::Hub;
-use super::serve::serve;
+use super::places::{Full, Place, Places};
+use super::reply;
+use super::serve::{part, serve};
 use super::service::{Service, State};
 use super::settings::{OBSERVE_CONNECTIONS, Settings};
 use crate::oci::RegistryName;
@@ -31,11 +31,11 @@ const BACKLOG: u32 = 4096;
 const DESCRIPTORS_RESERVED: u64 = 512;
 /// Places that are left even where descriptors are scarce.
 const CONNECTIONS_MIN: u32 = 64;
-/// How often idle connections are asked for room while all places are taken.
-const PRESSURE_PAUSE: Duration = Duration::from_millis(250);
 /// First and longest pause after an accept that failed for want of something.
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Doublings of the first pause after which it is the longest one.
+const BACKOFF_DOUBLINGS: u32 = 7;
 /// How long tasks may take to end after they were cut.
 const CUT_TIME: Duration = Duration::from_secs(1);
 
@@ -54,14 +54,6 @@ struct Addresses {
     data: SocketAddr,
     observe: SocketAddr,
     extra: Vec<(SocketAddr, RegistryName)>,
-}
-
-/// The connections of one plane.
-#[derive(Debug)]
-struct Places {
-    semaphore: Arc<Semaphore>,
-    count: u32,
-    hub: Arc<Hub>,
 }
 
 impl Server {
@@ -115,8 +107,9 @@ impl Server {
         tasks: TaskTracker,
         drain: Duration,
     ) {
-        let data = Places::new(affordable(self.settings.limits.connections));
-        let observe = Places::new(OBSERVE_CONNECTIONS);
+        let limits = &self.settings.limits;
+        let data = Places::new(affordable(limits.connections), limits.connections_per_client);
+        let observe = Places::new(OBSERVE_CONNECTIONS, OBSERVE_CONNECTIONS);
         let observe_shutdown = CancellationToken::new();
         let service = Arc::new(Service::new(state, self.settings));
         let mut listeners = vec![(self.data, Plane::Data { upstream: None })];
@@ -124,17 +117,17 @@ impl Server {
             listeners.push((listener, Plane::Data { upstream: Some(upstream) }));
         }
         for (listener, plane) in listeners {
-            let accepting = data.accepting(listener, plane, &service, &tasks);
+            let accepting = accepting(listener, plane, &service, &tasks, &data);
             tasks.spawn(accepting.run(shutdown.clone()));
         }
-        let accepting = observe.accepting(self.observe, Plane::Observe, &service, &tasks);
+        let accepting = accepting(self.observe, Plane::Observe, &service, &tasks, &observe);
         tasks.spawn(accepting.run(observe_shutdown.clone()));
 
         shutdown.cancelled().await;
         service.stop_being_ready();
-        data.end(drain).await;
+        data.end(drain, CUT_TIME).await;
         observe_shutdown.cancel();
-        observe.end(Duration::ZERO).await;
+        observe.end(Duration::ZERO, CUT_TIME).await;
     }
 }
 
@@ -178,52 +171,6 @@ fn affordable(wanted: u32) -> u32 {
     places
 }
 
-impl Places {
-    fn new(count: u32) -> Self {
-        Self {
-            semaphore: Arc::new(Semaphore::new(
-                usize::try_from(count).unwrap_or(Semaphore::MAX_PERMITS),
-            )),
-            count,
-            hub: Arc::default(),
-        }
-    }
-
-    fn accepting(
-        &self,
-        listener: TcpListener,
-        plane: Plane,
-        service: &Arc<Service>,
-        tasks: &TaskTracker,
-    ) -> Accepting {
-        Accepting {
-            listener,
-            plane,
-            service: Arc::clone(service),
-            tasks: tasks.clone(),
-            semaphore: Arc::clone(&self.semaphore),
-            hub: Arc::clone(&self.hub),
-        }
-    }
-
-    /// Drains for at most `time`, cuts what is left, and waits until all places are free.
-    async fn end(&self, time: Duration) {
-        self.hub.drain();
-        if timeout(time, self.all_free()).await.is_ok() {
-            return;
-        }
-        self.hub.cut_all();
-        if timeout(CUT_TIME, self.all_free()).await.is_err() {
-            tracing::warn!("a connection did not end although it was cut");
-        }
-    }
-
-    async fn all_free(&self) {
-        // The semaphore is never closed; the permits are given back at once.
-        drop(self.semaphore.acquire_many(self.count).await);
-    }
-}
-
 /// The loop of one listener.
 #[derive(Debug)]
 struct Accepting {
@@ -231,8 +178,18 @@ struct Accepting {
     plane: Plane,
     service: Arc<Service>,
     tasks: TaskTracker,
-    semaphore: Arc<Semaphore>,
-    hub: Arc<Hub>,
+    places: Arc<Places>,
+}
+
+fn accepting(
+    listener: TcpListener,
+    plane: Plane,
+    service: &Arc<Service>,
+    tasks: &TaskTracker,
+    places: &Arc<Places>,
+) -> Accepting {
+    let (service, tasks) = (Arc::clone(service), tasks.clone());
+    Accepting { listener, plane, service, tasks, places: Arc::clone(places) }
 }
 
 impl Accepting {
@@ -244,55 +201,82 @@ impl Accepting {
     }
 
     async fn accept_all(&self) {
-        let mut backoff = BACKOFF_MIN;
+        let mut trouble = Trouble::default();
         loop {
-            let Some(place) = self.place().await else {
-                return;
-            };
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
-                    backoff = BACKOFF_MIN;
-                    self.spawn(stream, peer, place);
+                    trouble.over();
+                    let client = canonical(peer.ip());
+                    match self.places.take(client).await {
+                        Ok(place) => self.spawn(stream, client, place),
+                        Err(full) => self.turn_away(stream, client, full),
+                    }
                 }
                 Err(error) if is_of_the_client(&error) => {}
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept connections for a moment");
                     self.service.metrics().refused("accept");
-                    self.hub.press(true);
-                    sleep(backoff).await;
-                    self.hub.press(false);
-                    backoff = (backoff * 2).min(BACKOFF_MAX);
+                    let pause = trouble.pause(&error);
+                    self.places.hub().press(true);
+                    sleep(pause).await;
+                    self.places.hub().press(false);
                 }
             }
         }
     }
 
-    /// A free place; none only if the server is gone.
-    async fn place(&self) -> Option<OwnedSemaphorePermit> {
-        if let Ok(place) = Arc::clone(&self.semaphore).try_acquire_owned() {
-            return Some(place);
-        }
-        loop {
-            self.hub.press(true);
-            let place = timeout(PRESSURE_PAUSE, Arc::clone(&self.semaphore).acquire_owned()).await;
-            self.hub.press(false);
-            if let Ok(place) = place {
-                return place.ok();
-            }
-        }
-    }
-
-    fn spawn(&self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
-        let link = Link {
-            client: canonical(peer.ip()),
-            plane: self.plane.clone(),
-            connection: Connection::new(),
-        };
-        let (service, hub) = (Arc::clone(&self.service), Arc::clone(&self.hub));
+    fn spawn(&self, stream: TcpStream, client: IpAddr, place: Place) {
+        let connection = Connection::new(self.service.limits());
+        let link = Link { client, plane: self.plane.clone(), connection };
+        let (service, hub) = (Arc::clone(&self.service), Arc::clone(self.places.hub()));
         self.tasks.spawn(async move {
             serve(stream, service, link, hub).await;
             drop(place);
         });
+    }
+
+    /// Says in HTTP that there is no place, to so many at once; the rest are closed.
+    fn turn_away(&self, stream: TcpStream, client: IpAddr, full: Full) {
+        let metrics = self.service.metrics();
+        metrics.refused(full.limit());
+        metrics.limit_reached(full.limit());
+        let Some(leave) = self.places.turn_away(client, full) else {
+            return;
+        };
+        let hub = Arc::clone(self.places.hub());
+        self.tasks.spawn(async move {
+            let words = reply::wire_answer(reply::NO_PLACE);
+            tokio::select! {
+                () = part(&stream, false, Some(words)) => {}
+                () = hub.drained() => {}
+            }
+            drop(leave);
+        });
+    }
+}
+
+/// Accepts that fail one after the other for want of descriptors or memory: paused for longer and longer, and told once.
+#[derive(Debug, Default)]
+struct Trouble {
+    failures: u32,
+}
+
+impl Trouble {
+    /// An accept failed; how long to wait for the next.
+    fn pause(&mut self, error: &io::Error) -> Duration {
+        if self.failures == 0 {
+            tracing::error!(%error, "connections cannot be accepted; trying again and again");
+        }
+        let doublings = self.failures.min(BACKOFF_DOUBLINGS);
+        self.failures = self.failures.saturating_add(1);
+        (BACKOFF_MIN * 2_u32.pow(doublings)).min(BACKOFF_MAX)
+    }
+
+    /// An accept succeeded.
+    fn over(&mut self) {
+        if self.failures > 0 {
+            tracing::info!(failures = self.failures, "connections are accepted again");
+            self.failures = 0;
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
 
 use super::*;
 use crate::registry::Registry;
@@ -183,6 +184,9 @@ async fn bad_input_gets_a_4xx_in_oci_json() {
     let cases = [
         ("GET", "/", "", 404, "UNKNOWN"),
         ("GET", "/v1/_ping", "", 404, "UNKNOWN"),
+        ("GET", "/v2/foo/bar/", "", 404, "UNKNOWN"),
+        ("GET", "/v2/foo/", "", 404, "NAME_UNKNOWN"),
+        ("GET", "/v2/_catalog?last=nothing", "", 400, "NAME_INVALID"),
         ("GET", "/v1/search?q=x", "", 404, "UNKNOWN"),
         ("GET", "/v2/A%2f..%2f/tags/list", "", 400, "NAME_INVALID"),
         ("GET", "/v2/../../etc/passwd", "", 400, "NAME_INVALID"),

@@ -1,8 +1,11 @@
 //! The server's metrics: requests, bytes, times and connections.
 //!
-//! Labels come from closed sets (kind, outcome, status) or from the configured upstreams, never from a client.
+//! Labels come from closed sets (kind, outcome, status) or are the names of upstreams, of which so many are told apart: clients choose
+//! the members of a pattern.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -18,6 +21,11 @@ use crate::registry::Outcome;
 /// From a manifest out of memory to a layer over a slow line, in seconds.
 const SECONDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0];
+
+/// Upstreams that get a label of their own; all others are counted together.
+const NAMES_MAX: usize = 500;
+/// The label of all others.
+const OTHER: &str = "other";
 
 /// What a request was for, in logs and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +51,8 @@ pub struct Metrics {
     first_byte_seconds: Family<TimeLabels, Histogram>,
     connections: Gauge,
     refused_connections: Family<ReasonLabels, Counter>,
+    limits_reached: Family<LimitLabels, Counter>,
+    names: Arc<RwLock<HashSet<RegistryName>>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -70,11 +80,20 @@ struct ReasonLabels {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabels {
+    limit: &'static str,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct OutcomeLabel(Outcome);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct UpstreamLabel(Option<RegistryName>);
+enum UpstreamLabel {
+    None,
+    Name(RegistryName),
+    Other,
+}
 
 /// A finished request, as the counters see it.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +117,8 @@ impl Metrics {
             first_byte_seconds: Family::new_with_constructor(histogram),
             connections: Gauge::default(),
             refused_connections: Family::default(),
+            limits_reached: Family::default(),
+            names: Arc::default(),
         };
         registry.register("requests", "Requests answered", metrics.requests.clone());
         registry.register(
@@ -121,12 +142,17 @@ impl Metrics {
             "Connections that were ended by a limit of ours",
             metrics.refused_connections.clone(),
         );
+        registry.register(
+            "limits_reached",
+            "Connections and requests that went beyond a limit, by the name of its key",
+            metrics.limits_reached.clone(),
+        );
         metrics
     }
 
     pub(super) fn finished(&self, sample: &Sample<'_>) {
         let outcome = OutcomeLabel(sample.outcome);
-        let upstream = UpstreamLabel(sample.upstream.cloned());
+        let upstream = self.label(sample.upstream);
         let kind = sample.kind;
         let status = sample.status.into();
         let labels = RequestLabels { kind, outcome, upstream, status };
@@ -142,10 +168,29 @@ impl Metrics {
         }
     }
 
+    fn label(&self, name: Option<&RegistryName>) -> UpstreamLabel {
+        let Some(name) = name else { return UpstreamLabel::None };
+        // A set is whole whoever held it.
+        if self.names.read().unwrap_or_else(PoisonError::into_inner).contains(name) {
+            return UpstreamLabel::Name(name.clone());
+        }
+        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
+        if names.len() >= NAMES_MAX && !names.contains(name) {
+            return UpstreamLabel::Other;
+        }
+        names.insert(name.clone());
+        UpstreamLabel::Name(name.clone())
+    }
+
     /// A connection is open until the answer is dropped.
     pub(super) fn connection(&self) -> OpenConnection {
         self.connections.inc();
         OpenConnection(self.connections.clone())
+    }
+
+    /// A client went beyond a limit of ours; `limit` is the name of its key.
+    pub(super) fn limit_reached(&self, limit: &'static str) {
+        self.limits_reached.get_or_create(&LimitLabels { limit }).inc();
     }
 
     /// A connection was ended by one of our limits.
@@ -194,7 +239,11 @@ impl EncodeLabelValue for OutcomeLabel {
 
 impl EncodeLabelValue for UpstreamLabel {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
-        let name = self.0.as_ref().map_or("", RegistryName::as_str);
+        let name = match self {
+            Self::None => "",
+            Self::Name(name) => name.as_str(),
+            Self::Other => OTHER,
+        };
         EncodeLabelValue::encode(&name, encoder)
     }
 }
@@ -202,6 +251,19 @@ impl EncodeLabelValue for UpstreamLabel {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_that_clients_choose_do_not_grow_without_end() {
+        let metrics = Metrics::new(&mut Registry::default());
+        let label =
+            |number: usize| metrics.label(Some(&format!("r{number}.pkg.dev").parse().unwrap()));
+        for number in 0..NAMES_MAX {
+            assert!(matches!(label(number), UpstreamLabel::Name(_)));
+        }
+        assert_eq!(label(NAMES_MAX), UpstreamLabel::Other);
+        assert!(matches!(label(7), UpstreamLabel::Name(_)));
+        assert_eq!(metrics.label(None), UpstreamLabel::None);
+    }
 
     #[test]
     fn a_finished_request_is_counted_under_its_labels() {

@@ -1,9 +1,10 @@
 //! HTTP: accept, limits, routes, replies, `/v2`, health and the metrics page.
 //!
 //! A request is read by `route` into one value that cannot be illegal, answered by the registry through `dispatch` and `v2`, and
-//! leaves through `body`, `io` and `serve`. Status codes exist only in `reply`, deadlines of connections only in `connection`. The
+//! leaves through `body`, `io` and `serve`. The admin API has a listener of its own and shares nothing with the others. Status codes exist only in `reply`, deadlines of connections only in `connection`. The
 //! room knows no upstream, no file and no database; it opens no connection of its own and never reads a request body.
 
+mod admin;
 mod body;
 mod caller;
 mod connection;
@@ -17,6 +18,7 @@ mod listen;
 mod metrics;
 mod observe;
 mod parts;
+mod places;
 mod record;
 mod reply;
 mod route;
@@ -25,12 +27,14 @@ mod service;
 mod settings;
 mod v2;
 
+pub use admin::{Admin, AdminSocket, SOCKET_NAME};
 pub use error::BindError;
 pub use listen::Server;
 pub use metrics::Metrics;
 pub use service::{MetricsPage, State};
 pub use settings::{
-    ANSWER, ANSWER_LAZY, ANSWER_REFERRERS, ANSWER_SOCI, CLIENTS_DEFAULT, CONNECTIONS, Fallback,
-    HEADER_BYTES, HEADER_TIME, IDLE_BODY, IDLE_CONNECTION, LISTEN_DEFAULT, Limits,
-    OBSERVE_CONNECTIONS, OBSERVE_DEFAULT, PATH_BYTES, QUERY_BYTES, Settings,
+    ANSWER, ANSWER_LAZY, ANSWER_REFERRERS, ANSWER_SOCI, CLIENTS_DEFAULT, CONNECTIONS,
+    CONNECTIONS_PER_CLIENT, Fallback, HEADER_BYTES, HEADER_TIME, HEADERS, IDLE_BODY,
+    IDLE_CONNECTION, LISTEN_DEFAULT, Limits, MIN_RATE, OBSERVE_CONNECTIONS, OBSERVE_DEFAULT,
+    PATH_BYTES, QUERY_BYTES, Settings,
 };

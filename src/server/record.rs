@@ -114,6 +114,11 @@ impl Record {
         self.answered(status, report.outcome, report.reason);
     }
 
+    /// The request went beyond a limit; `limit` is the name of its key.
+    pub(super) fn limit_reached(&self, limit: &'static str) {
+        self.metrics.limit_reached(limit);
+    }
+
     /// An answer without a body has its first byte now.
     pub(super) fn without_body(&mut self) {
         self.first_byte = Some(self.started.elapsed());

@@ -26,6 +26,17 @@ pub(super) const PARTIAL: StatusCode = StatusCode::PARTIAL_CONTENT;
 pub(super) const NOT_MODIFIED: StatusCode = StatusCode::NOT_MODIFIED;
 /// Readiness while starting or draining.
 pub(super) const NOT_READY: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
+/// Answers of the admin API, whose clients are our own commands.
+pub(super) mod admin {
+    use http::StatusCode;
+
+    pub(in crate::server) const BAD_REQUEST: StatusCode = StatusCode::BAD_REQUEST;
+    pub(in crate::server) const FORBIDDEN: StatusCode = StatusCode::FORBIDDEN;
+    pub(in crate::server) const NOT_FOUND: StatusCode = StatusCode::NOT_FOUND;
+    pub(in crate::server) const NOT_ALLOWED: StatusCode = StatusCode::METHOD_NOT_ALLOWED;
+    /// One job at a time.
+    pub(in crate::server) const BUSY: StatusCode = StatusCode::CONFLICT;
+}
 /// In the log only: the client went away before it was answered (nginx's number).
 pub(super) const CLIENT_GONE: u16 = 499;
 /// In the log only: the headers of a request did not come in time.
@@ -281,7 +292,7 @@ fn judge_route(error: RouteError) -> Verdict {
             ErrorCode::Unknown,
             "no such path; here are /metrics, /livez and /readyz, clients pull from the other port",
         ),
-        RouteError::Host => bad(ErrorCode::Unknown, "more than one Host header"),
+        RouteError::Host => bad(ErrorCode::Unknown, "want exactly one Host header"),
         RouteError::Method => {
             let mut verdict = Verdict::new(
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -291,7 +302,7 @@ fn judge_route(error: RouteError) -> Verdict {
             verdict.allow = true;
             verdict
         }
-        RouteError::TooLong => {
+        RouteError::TooLong | RouteError::QueryTooLong => {
             Verdict::new(StatusCode::URI_TOO_LONG, ErrorCode::NameInvalid, "path or query too long")
         }
         RouteError::Malformed => bad(ErrorCode::NameInvalid, "bad encoding in path or query"),
@@ -334,9 +345,14 @@ pub(super) fn wire_answer(status: StatusCode) -> Bytes {
         StatusCode::URI_TOO_LONG => "path or query too long",
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "the headers are too large",
         StatusCode::REQUEST_TIMEOUT => "the headers did not come in time",
+        StatusCode::SERVICE_UNAVAILABLE => "too many connections; try again in a moment",
         _ => "not an HTTP/1.1 request; this port speaks plain HTTP, without TLS",
     };
-    let body = error_body(ErrorCode::Unknown, message, &serde_json::Value::Null);
+    let code = match status {
+        StatusCode::SERVICE_UNAVAILABLE => ErrorCode::Unavailable,
+        _ => ErrorCode::Unknown,
+    };
+    let body = error_body(code, message, &serde_json::Value::Null);
     let mut answer = format!(
         "HTTP/1.1 {} {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\ndocker-distribution-api-version: registry/2.0\r\nconnection: close\r\n\r\n",
         status.as_u16(),
@@ -348,6 +364,8 @@ pub(super) fn wire_answer(status: StatusCode) -> Bytes {
     answer.into()
 }
 
+/// What a connection gets for which there is no place.
+pub(super) const NO_PLACE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
 /// What a connection gets that sent something which is not HTTP/1.
 pub(super) const NOT_HTTP: StatusCode = StatusCode::BAD_REQUEST;
 

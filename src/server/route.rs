@@ -88,12 +88,14 @@ pub(super) enum RouteError {
     NotFound,
     /// Not a path of the observability port.
     NotObserved,
-    /// Several `Host` fields (RFC 9112, 3.2).
+    /// Several `Host` fields, or none in HTTP/1.1 (RFC 9112, 3.2).
     Host,
     /// Anything but GET and HEAD: a proxy has no write path.
     Method,
-    /// Path or query beyond the limits.
+    /// A path beyond its limit.
     TooLong,
+    /// A query beyond its limit.
+    QueryTooLong,
     /// Bad percent-encoding, or a value with control bytes.
     Malformed,
     Name,
@@ -134,7 +136,7 @@ pub(super) fn parse<'a>(
 ) -> Result<Asked<'a>, RouteError> {
     let query = query.unwrap_or_default();
     if query.len() > limits.query_bytes {
-        return Err(RouteError::TooLong);
+        return Err(RouteError::QueryTooLong);
     }
     if method != Method::GET && method != Method::HEAD {
         return Err(RouteError::Method);

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::corpus as reader;
 use crate::oci::RepositoryName;
 
 const D: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -209,7 +210,7 @@ fn length_has_a_limit() {
     let limits = Limits::default();
     assert_eq!(decode_path(&"/a".repeat(2000), &limits), Err(RouteError::TooLong));
     let query = "x=".repeat(3000);
-    assert_eq!(get("/v2/", &query), Err(RouteError::TooLong));
+    assert_eq!(get("/v2/", &query), Err(RouteError::QueryTooLong));
 }
 
 fn component() -> impl Strategy<Value = String> {
@@ -278,6 +279,50 @@ proptest! {
         let path = format!("/v2/a/blobs/{text}");
         if let Ok(Route::Blob { digest, .. }) = route(&path) {
             prop_assert!(path.ends_with(&digest.to_string()));
+        }
+    }
+}
+
+/// A target as hyper hands it over; gives the request again, written from what was understood.
+fn understood(target: &str) -> Result<String, RouteError> {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let limits = Limits::default();
+    let path = decode_path(path, &limits)?;
+    let asked = parse(&Method::GET, &path, Some(query), &limits)?;
+    let (name, rest) = match &asked.route {
+        Route::Health(Health::Live) => return Ok("/livez".to_owned()),
+        Route::Health(Health::Ready) => return Ok("/readyz".to_owned()),
+        Route::Ping { prefix: None } => ("", String::new()),
+        Route::Ping { prefix: Some(prefix) } => (*prefix, "/".to_owned()),
+        Route::Catalog { .. } => ("_catalog", String::new()),
+        Route::Manifest { path, reference } => (*path, format!("/manifests/{reference}")),
+        Route::TaggedManifest { path, tag, digest } => {
+            (*path, format!("/manifests/{tag}/{digest}"))
+        }
+        Route::Blob { path, digest } => (*path, format!("/blobs/{digest}")),
+        Route::Tags { path, .. } => (*path, "/tags/list".to_owned()),
+        Route::Referrers { path, digest, .. } => (*path, format!("/referrers/{digest}")),
+    };
+    let mount = asked.mount.map(|mount| format!("/{mount}")).unwrap_or_default();
+    Ok(format!("{mount}/v2/{name}{rest}"))
+}
+
+#[test]
+fn targets_of_the_corpus() {
+    reader::walk("route", |bytes| {
+        reader::accepted(understood(&String::from_utf8_lossy(bytes)).is_ok())
+    });
+}
+
+proptest! {
+    #[test]
+    fn what_is_understood_is_clean_and_comes_back(bytes in reader::mutated("route")) {
+        let target = String::from_utf8_lossy(&bytes);
+        if let Ok(clean) = understood(&target) {
+            let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-:".contains(&byte);
+            prop_assert!(clean.bytes().all(legal), "{clean}");
+            prop_assert!(clean.split('/').skip(1).all(|part| !matches!(part, "." | "..")), "{clean}");
+            prop_assert_eq!(understood(&clean), Ok(clean.clone()));
         }
     }
 }

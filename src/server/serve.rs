@@ -63,6 +63,9 @@ pub(super) async fn serve(stream: TcpStream, service: Arc<Service>, link: Link, 
     if let Some(reason) = end.limit() {
         service.metrics().refused(reason);
     }
+    if let Some(limit) = end.limit_key() {
+        service.metrics().limit_reached(limit);
+    }
 }
 
 /// Answers the requests of one connection with `handler`, and parts from the client in good order.
@@ -79,11 +82,12 @@ where
 {
     let end = exchange(&stream, limits, connection, hub, handler).await;
     // Whoever makes room has sent nothing that could lie unread, and whoever reads nothing need not be waited for.
-    if matches!(end, End::Cut | End::Pressure | End::Expired(Expiry::SlowReader)) {
+    if matches!(end, End::Cut | End::Pressure | End::Expired(Expiry::SlowReader | Expiry::Trickle))
+    {
         return end;
     }
     tokio::select! {
-        () = part(&stream, connection, last_words(&end, connection)) => {}
+        () = part(&stream, connection.is_finished(), last_words(&end, connection)) => {}
         () = hub.cut() => {}
     }
     end
@@ -175,8 +179,8 @@ fn last_words(end: &End, connection: &Connection) -> Option<Bytes> {
     }
 }
 
-/// Says the last words, sends FIN and reads on for a moment, until the client sends its own.
-async fn part(stream: &TcpStream, connection: &Connection, last_words: Option<Bytes>) {
+/// Says the last words, sends FIN and reads on for a moment, until the client sends its own; it has none to send if it is `finished`.
+pub(super) async fn part(stream: &TcpStream, finished: bool, last_words: Option<Bytes>) {
     if let Some(words) = last_words {
         // A few hundred bytes into an empty socket buffer; a client that left no room for them gets none.
         if let Err(error) = stream.try_write(&words) {
@@ -184,7 +188,7 @@ async fn part(stream: &TcpStream, connection: &Connection, last_words: Option<By
         }
     }
     shutdown_write(stream);
-    if connection.is_finished() {
+    if finished {
         return;
     }
     let drained = timeout(LINGER_TIME, async {
@@ -205,16 +209,29 @@ async fn part(stream: &TcpStream, connection: &Connection, last_words: Option<By
 }
 
 impl End {
-    /// The limit of ours that ended the connection, for the metrics.
+    /// What of ours ended the connection, for the metrics.
     fn limit(&self) -> Option<&'static str> {
         match self {
+            Self::Done(Err(error)) if error.is_parse_too_large() => Some("header_bytes"),
             Self::Done(Err(error)) if error.is_parse() => Some("malformed"),
             Self::Done(_) => None,
             Self::Expired(Expiry::Header) => Some("header_timeout"),
             Self::Expired(Expiry::Idle) => Some("idle"),
             Self::Expired(Expiry::SlowReader) => Some("slow_reader"),
+            Self::Expired(Expiry::Trickle) => Some("trickling_reader"),
             Self::Pressure => Some("pressure"),
             Self::Cut => Some("shutdown"),
+        }
+    }
+
+    /// The limit that a client went beyond, by the name of its key.
+    fn limit_key(&self) -> Option<&'static str> {
+        match self {
+            Self::Done(Err(error)) if error.is_parse_too_large() => Some("header_bytes"),
+            Self::Expired(Expiry::Header) => Some("header_time"),
+            Self::Expired(Expiry::SlowReader) => Some("idle_body"),
+            Self::Expired(Expiry::Trickle) => Some("min_rate"),
+            Self::Done(_) | Self::Expired(Expiry::Idle) | Self::Pressure | Self::Cut => None,
         }
     }
 }

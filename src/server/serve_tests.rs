@@ -39,7 +39,7 @@ impl Fixture {
         tasks.spawn({
             let (hub, end) = (Arc::clone(&hub), Arc::clone(&end));
             async move {
-                let connection = Connection::new();
+                let connection = Connection::new(&limits);
                 let handler = |_request| {
                     let in_flight = connection.begin();
                     async move { answer().map(|payload| Body::new(payload, None, Some(in_flight))) }

@@ -32,16 +32,24 @@ pub const CLIENTS_DEFAULT: [&str; 8] = [
 
 /// Open connections on the data plane. A cluster of a thousand nodes keeps a few each.
 pub const CONNECTIONS: u32 = 8192;
+/// Open connections of one client address, so that one client cannot take all places. A node keeps a few dozen; a company behind one
+/// address a few hundred. IPv6 clients are counted by their /64, which is what one host is given.
+pub const CONNECTIONS_PER_CLIENT: u32 = 1024;
 /// Open connections on the observability port: probes and a handful of scrapers.
 pub const OBSERVE_CONNECTIONS: u32 = 64;
 /// All headers of a request with its first line: one `Range` header of 64 KiB, as lazy pullers send it, and 16 KiB for the rest.
 pub const HEADER_BYTES: usize = 80 * 1024;
+/// Header fields of one request; hyper's own ceiling, which real clients miss by far (containerd sends eight).
+pub const HEADERS: usize = 100;
 /// From the first byte of a request (or the opening of the connection) to the end of its headers.
 pub const HEADER_TIME: Duration = Duration::from_secs(10);
 /// Between two requests. Clients close at up to 120 s (BuildKit); closing later than they do avoids the race.
 pub const IDLE_CONNECTION: Duration = Duration::from_secs(150);
 /// A reader that takes no byte for this long is cut.
 pub const IDLE_BODY: Duration = Duration::from_secs(60);
+/// A reader that takes less than this per second, on average over `IDLE_BODY` of waiting for it, is cut: one byte now and then would
+/// hold a connection and an open file for ever. A layer of 100 MiB takes a day at this rate; no client is that patient.
+pub const MIN_RATE: u64 = 1024;
 /// Nothing that a registry serves needs a longer path: mount, registry, name (255) and digest (135).
 pub const PATH_BYTES: usize = 2048;
 /// Longest query string.
@@ -84,10 +92,13 @@ pub enum Fallback {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     pub connections: u32,
+    pub connections_per_client: u32,
     pub header_bytes: usize,
     pub header_time: Duration,
     pub idle_connection: Duration,
     pub idle_body: Duration,
+    /// Bytes per second; 0 is off.
+    pub min_rate: u64,
     pub ranges: usize,
     pub path_bytes: usize,
     pub query_bytes: usize,
@@ -114,10 +125,12 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: CONNECTIONS,
+            connections_per_client: CONNECTIONS_PER_CLIENT,
             header_bytes: HEADER_BYTES,
             header_time: HEADER_TIME,
             idle_connection: IDLE_CONNECTION,
             idle_body: IDLE_BODY,
+            min_rate: MIN_RATE,
             ranges: RANGES_PER_REQUEST_MAX,
             path_bytes: PATH_BYTES,
             query_bytes: QUERY_BYTES,

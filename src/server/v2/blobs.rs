@@ -32,7 +32,7 @@ pub(in crate::server) async fn get(
         let response = respond(digest, found.value.size, specs.as_deref(), held, nothing());
         return finish(response, found.value.size, found.report);
     }
-    let found = exchange.registry.blob(repository, digest).await?;
+    let found = exchange.registry.blob(repository, digest, specs.as_deref()).await?;
     let (size, body) = (found.value.size, found.value.body);
     let source = Box::new(move |range: ByteRange| body.stream(range));
     finish(respond(digest, size, specs.as_deref(), held, source), size, found.report)
