@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::config::{Config, Mistake, Place};
@@ -21,6 +22,8 @@ impl Config {
             instance_id: "check".to_owned(),
             metrics: Metrics::new(&mut Registry::default()),
             proxies: self.system_proxy.clone(),
+            search_path: self.search_path.clone(),
+            shutdown: CancellationToken::new(),
         };
         let refusals = self.upstreams.iter().filter_map(|own| {
             let made = rooms::upstream(own, None);

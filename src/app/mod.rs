@@ -6,13 +6,17 @@ mod metrics;
 mod process;
 mod rooms;
 mod run;
+mod store;
 mod telemetry;
 mod wellknown;
 
 pub use config::{
-    Config, ConfigErrors, LogFormat, LogSettings, Mistake, Overrides, Place, Secret, Sources,
-    UpstreamConfig,
+    Config, ConfigErrors, LogFormat, LogSettings, Mistake, Overrides, Parent, Place, Secret,
+    Sources, UpstreamConfig,
 };
 pub use process::raise_file_limit;
 pub use run::{App, Running, StartError, Stopped};
+pub use store::{AccessError, StoppedStore, StoreAccess};
 pub use telemetry::{Telemetry, TelemetryError};
+
+pub use crate::upkeep::{Event, Finding, JobKind, Report};

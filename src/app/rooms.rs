@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::config::{Config, UpstreamConfig};
+use super::config::{Config, Parent, UpstreamConfig};
 use crate::oci::RegistryName;
 use crate::proxy::UpstreamPolicy;
-use crate::{content, registry, server, upstream};
+use crate::{content, registry, server, upkeep, upstream};
 
 pub(super) fn server(config: &Config) -> server::Settings {
     let own = config.upstreams.iter();
@@ -24,7 +24,12 @@ pub(super) fn content(config: &Config) -> content::Settings {
         data: config.data.clone(),
         min_free: config.min_free,
         manifest_cache_bytes: config.manifest_cache_bytes,
+        begin_anew: true,
     }
+}
+
+pub(super) fn upkeep(config: &Config) -> upkeep::Settings {
+    upkeep::Settings { scrub_period: config.scrub_period }
 }
 
 /// The settings of one upstream. `member` is the host of a family's member, which takes everything else from its family.
@@ -33,16 +38,30 @@ pub(super) fn upstream(
     member: Option<&RegistryName>,
 ) -> Result<upstream::Settings, upstream::BuildError> {
     let url = member.map_or_else(|| config.url.clone(), |host| format!("https://{host}"));
-    let url = url.parse().map_err(|_error| upstream::BuildError::Url { reason: "it is no URL" })?;
+    let url = address(&url)?;
     Ok(upstream::Settings {
         name: member.unwrap_or(&config.name).clone(),
         url,
+        mirrors: config.mirrors.iter().map(|mirror| address(mirror)).collect::<Result<_, _>>()?,
+        parent: config.parent.as_ref().map(parent).transpose()?,
         credential: config.credential.clone(),
         realms: config.realms.clone(),
         ca_file: config.ca_file.clone().map(upstream::CaFile::at),
         proxy: config.proxy.as_ref().map(|proxy| proxy.reveal().to_owned()),
+        credential_refresh: config.credential_refresh,
+        allow_addresses: config.allow_addresses.clone(),
+        quota_reserve: config.quota_reserve,
         limits: config.limits.clone(),
     })
+}
+
+fn parent(config: &Parent) -> Result<upstream::Parent, upstream::BuildError> {
+    let ca_file = config.ca_file.clone().map(upstream::CaFile::at);
+    Ok(upstream::Parent { url: address(&config.url)?, ca_file })
+}
+
+fn address(text: &str) -> Result<upstream::Url, upstream::BuildError> {
+    text.parse().map_err(|_error| upstream::BuildError::Url { reason: "it is no URL" })
 }
 
 /// The policy of one upstream; a process that is offline has only offline upstreams.

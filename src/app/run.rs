@@ -18,12 +18,14 @@ use uuid::Uuid;
 use super::config::Config;
 use super::metrics::{AppMetrics, page};
 use super::rooms;
+use crate::blobs::{Disk, RealDisk};
 use crate::clock::{Clock, SystemClock};
 use crate::content::{self, Content};
 use crate::oci::RegistryName;
 use crate::proxy::{self, Proxy, Source};
 use crate::registry::{self, Registry, Upstreams};
-use crate::server::{self, MetricsPage, Server, State};
+use crate::server::{self, Admin, AdminSocket, MetricsPage, Server, State};
+use crate::upkeep::{self, Upkeep};
 use crate::upstream::{self, Upstream};
 
 /// After the drain, tasks in the background have this long to notice that it is over.
@@ -41,6 +43,7 @@ pub struct Running {
     extra: Vec<(SocketAddr, RegistryName)>,
     registry: Arc<Registry>,
     content: Content,
+    upkeep: Upkeep,
     metrics: AppMetrics,
     clock: Arc<dyn Clock>,
     set: Mutex<UpstreamSet>,
@@ -82,11 +85,15 @@ struct UpstreamSet {
 impl App {
     /// Builds all rooms and serves until [`Running::stop`].
     pub async fn start(config: Config) -> Result<Running, StartError> {
-        Self::start_with(config, Arc::new(SystemClock)).await
+        Self::start_on(config, Arc::new(SystemClock), Arc::new(RealDisk)).await
     }
 
-    /// The same with another clock, for tests that hold time.
-    pub async fn start_with(config: Config, clock: Arc<dyn Clock>) -> Result<Running, StartError> {
+    /// The same with another clock and another disk, for tests that hold time and break disks.
+    pub async fn start_on(
+        config: Config,
+        clock: Arc<dyn Clock>,
+        disk: Arc<dyn Disk>,
+    ) -> Result<Running, StartError> {
         let (tasks, drain, abort) =
             (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
         let instance_id = format!("roadstead-{}", Uuid::new_v4().simple());
@@ -102,13 +109,23 @@ impl App {
                 instance_id: instance_id.clone(),
                 metrics: upstream::Metrics::new(&mut metrics),
                 proxies: config.system_proxy.clone(),
+                search_path: config.search_path.clone(),
+                shutdown: abort.clone(),
             },
             by_name: HashMap::new(),
         };
         let upstreams = set.build(&config)?;
         // The ports come first: a second start on the same ports then leaves the first one's directory alone.
         let listeners = Server::bind(&rooms::server(&config)).await.map_err(StartError::Listen)?;
-        let (content, mut metrics) = open_store(&config, &clock, &tasks, metrics).await?;
+        let (content, mut metrics) = open_store(&config, (&clock, disk), &tasks, metrics).await?;
+        let parts = upkeep::Parts {
+            content: content.clone(),
+            clock: Arc::clone(&clock),
+            tasks: tasks.clone(),
+            shutdown: drain.clone(),
+            settings: rooms::upkeep(&config),
+        };
+        let upkeep = Upkeep::new(parts, &mut metrics);
         let proxy = Proxy::new(proxy::Parts {
             content: content.clone(),
             clock: Arc::clone(&clock),
@@ -116,13 +133,9 @@ impl App {
             shutdown: abort.clone(),
             metrics: proxy_metrics,
         });
-        let registry = Arc::new(Registry::new(
-            upstreams,
-            config.catalog,
-            proxy,
-            content.clone(),
-            &mut metrics,
-        ));
+        let catalog = config.catalog;
+        let registry = Registry::new(upstreams, catalog, proxy, content.clone(), &mut metrics);
+        let registry = Arc::new(registry);
         let state = State {
             registry: Arc::clone(&registry),
             metrics_page: MetricsPage::new(move || page(&metrics)),
@@ -134,16 +147,17 @@ impl App {
         let extra = listeners.extra_addresses().to_vec();
         let serving =
             tasks.spawn(listeners.serve(state, drain.clone(), tasks.clone(), config.drain));
-        let (set, metrics) = (Mutex::new(set), app_metrics);
+        start_upkeep(&config, &upkeep, &tasks, &drain);
         Ok(Running {
             data,
             observe,
             extra,
             registry,
             content,
-            metrics,
+            upkeep,
+            metrics: app_metrics,
             clock,
-            set,
+            set: Mutex::new(set),
             tasks,
             drain,
             abort,
@@ -152,16 +166,31 @@ impl App {
     }
 }
 
+/// The background, and the admin API if its socket can be made: a server without one serves as well.
+fn start_upkeep(config: &Config, upkeep: &Upkeep, tasks: &TaskTracker, drain: &CancellationToken) {
+    match AdminSocket::bind(&config.data) {
+        Ok(socket) => {
+            let admin = Admin::new(upkeep.clone());
+            tasks.spawn(socket.serve(admin, drain.clone(), tasks.clone()));
+        }
+        Err(error) => {
+            let directory = config.data.display();
+            tracing::warn!(%directory, %error, "there is no admin socket; commands cannot reach this process");
+        }
+    }
+    upkeep.start();
+}
+
 /// Opening may wait for the disk, so it happens on the blocking pool.
 async fn open_store(
     config: &Config,
-    clock: &Arc<dyn Clock>,
+    (clock, disk): (&Arc<dyn Clock>, Arc<dyn Disk>),
     tasks: &TaskTracker,
     mut metrics: MetricRegistry,
 ) -> Result<(Content, MetricRegistry), StartError> {
     let (settings, clock, tracker) = (rooms::content(config), Arc::clone(clock), tasks.clone());
     let open = move || {
-        let content = Content::open(settings, clock, tracker, &mut metrics)?;
+        let content = Content::open_on(disk, settings, clock, tracker, &mut metrics)?;
         Ok((content, metrics))
     };
     let opened = tasks.spawn_blocking(open).await;
@@ -217,6 +246,18 @@ impl Running {
         &self.extra
     }
 
+    /// The store, for tests that break it.
+    #[doc(hidden)]
+    pub fn content(&self) -> &Content {
+        &self.content
+    }
+
+    /// The registry service, for tests that drop its answers half-way.
+    #[doc(hidden)]
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
     /// Tasks of the program that are alive; one of them serves.
     pub fn tasks(&self) -> usize {
         self.tasks.len()
@@ -227,6 +268,7 @@ impl Running {
         let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
         match set.build(&config) {
             Ok(upstreams) => {
+                self.upkeep.configure(rooms::upkeep(&config));
                 self.registry.replace(upstreams, config.catalog);
                 self.metrics.reloaded(self.clock.now(), true);
                 Ok(())
@@ -241,6 +283,12 @@ impl Running {
     /// A configuration could not even be read.
     pub fn reload_refused(&self) {
         self.metrics.reloaded(self.clock.now(), false);
+    }
+
+    /// Makes the background look now at what is due, for tests that hold time.
+    #[doc(hidden)]
+    pub fn wake_upkeep(&self) {
+        self.upkeep.wake();
     }
 
     /// Stops accepting, lets running answers finish until the drain deadline of the configuration, ends the background, closes the

@@ -127,6 +127,12 @@ impl Walk<'_> {
             match name.get_ref().parse::<RegistryName>() {
                 Ok(registry) => {
                     let place = self.place(name.span());
+                    let tables = &self.found.tables;
+                    if let Some((_, first)) = tables.iter().find(|(known, _)| *known == registry) {
+                        let text = format!("the same registry as at {first}: names have no case");
+                        self.mistake(name.span(), shown, text);
+                        continue;
+                    }
                     self.found.tables.push((registry.clone(), place));
                     self.upstream(&registry, table);
                 }

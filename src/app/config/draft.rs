@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::app::wellknown::{WellKnown, well_known};
 use crate::oci::RegistryName;
 use crate::proxy::{Private, TagPolicyOverrides};
@@ -43,6 +45,10 @@ pub(super) struct Draft {
     pub(super) builtin_upstreams: bool,
     /// Freshness of all upstreams that name none.
     pub(super) tag_fresh_for: Option<Duration>,
+    pub(super) parent: Option<String>,
+    pub(super) parent_ca_file: Option<PathBuf>,
+    /// Addresses that the answers of all upstreams may lead to.
+    pub(super) allow_addresses: Vec<IpNet>,
     pub(super) upstreams: BTreeMap<RegistryName, UpstreamDraft>,
     /// Where each key got its value.
     pub(super) places: BTreeMap<Path, Place>,
@@ -52,6 +58,9 @@ pub(super) struct Draft {
 pub(super) struct UpstreamDraft {
     pub(super) known: Option<&'static WellKnown>,
     pub(super) url: Option<String>,
+    pub(super) mirrors: Vec<String>,
+    /// Is it asked at the parent?
+    pub(super) parent: bool,
     pub(super) aliases: Vec<RegistryName>,
     pub(super) patterns: Vec<String>,
     pub(super) hosts: Vec<RegistryName>,
@@ -60,9 +69,13 @@ pub(super) struct UpstreamDraft {
     pub(super) password: Option<upstream::Secret>,
     pub(super) password_file: Option<PathBuf>,
     pub(super) docker_config: Option<PathBuf>,
+    pub(super) credential_helper: Option<upstream::Program>,
+    pub(super) credential_refresh: Duration,
     pub(super) realms: Option<Vec<String>>,
     pub(super) ca_file: Option<PathBuf>,
     pub(super) proxy: Option<Secret>,
+    pub(super) allow_addresses: Vec<IpNet>,
+    pub(super) quota_reserve: u64,
     pub(super) library: bool,
     pub(super) allow: Vec<String>,
     pub(super) deny: Vec<String>,
@@ -127,6 +140,8 @@ impl UpstreamDraft {
         Self {
             known,
             url: None,
+            mirrors: Vec::new(),
+            parent: true,
             aliases: names(known.map(|known| known.aliases)),
             patterns: known.map_or_else(Vec::new, |known| {
                 known.patterns.iter().map(|&pattern| pattern.to_owned()).collect()
@@ -137,9 +152,13 @@ impl UpstreamDraft {
             password: None,
             password_file: None,
             docker_config: None,
+            credential_helper: None,
+            credential_refresh: upstream::CREDENTIAL_REFRESH,
             realms: None,
             ca_file: None,
             proxy: None,
+            allow_addresses: Vec::new(),
+            quota_reserve: upstream::QUOTA_RESERVE,
             library: known.is_some_and(|known| known.library),
             allow: policy.allow,
             deny: policy.deny,

@@ -62,6 +62,11 @@ pub(super) fn read(variables: &[(String, String)], known: &[RegistryName]) -> En
     found
 }
 
+/// The directories in which programs are found.
+pub(super) fn search_path(variables: &[(String, String)]) -> Option<String> {
+    variables.iter().find(|(variable, _)| variable == "PATH").map(|(_, value)| value.clone())
+}
+
 /// The variable of a key of the top scope, or the end of the variable of a key of an upstream.
 pub(super) fn spelled(name: &str) -> String {
     name.split('.').map(mangled).collect::<Vec<_>>().join("__")

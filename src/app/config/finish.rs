@@ -1,8 +1,10 @@
 //! The end of putting together: computed defaults, and the checks that need more than one key.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use crate::app::rooms;
 use crate::oci::RegistryName;
@@ -10,21 +12,31 @@ use crate::proxy::{Private, TagPolicy, TagRule, UpstreamPolicy};
 use crate::upstream::{self, BuildError, CredentialSource};
 
 use super::draft::{Draft, Path, UpstreamDraft};
+use super::endpoints;
 use super::error::{Mistake, Place};
 use super::model::*;
+
+/// The metadata service of nearly all clouds.
+const CLOUD_METADATA: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
 
 /// Makes the configuration and notes everything that does not fit together.
 pub(super) fn finish(draft: Draft, mistakes: &mut Vec<Mistake>) -> Config {
     let mut checks = Checks { draft: &draft, mistakes, warnings: draft.config.warnings.clone() };
     let upstreams: Vec<UpstreamConfig> =
         draft.upstreams.iter().map(|(name, upstream)| checks.upstream(name, upstream)).collect();
+    for (path, text) in endpoints::mistakes(&draft, &upstreams) {
+        checks.mistake(&path, text);
+    }
     checks.names(&upstreams);
     checks.listeners(&upstreams);
     checks.clients();
+    checks.addresses(&Path::Top("allow_addresses".to_owned()), &draft.allow_addresses);
     let default_upstream = checks.default_upstream(&upstreams);
     let mut warnings = checks.warnings;
     warnings.sort();
-    Config { upstreams, default_upstream, warnings, ..draft.config }
+    let parent = draft.parent.clone();
+    let parent = parent.map(|url| Parent { url, ca_file: draft.parent_ca_file.clone() });
+    Config { upstreams, default_upstream, parent, warnings, ..draft.config }
 }
 
 struct Checks<'a> {
@@ -78,18 +90,31 @@ impl Checks<'_> {
             .realms
             .clone()
             .unwrap_or_else(|| known_realms.iter().map(|&realm| realm.to_owned()).collect());
+        self.addresses(&path("allow_addresses"), &draft.allow_addresses);
+        let parent = endpoints::parent_of(self.draft, draft, &url);
         let config = UpstreamConfig {
             name: name.clone(),
             url,
+            mirrors: draft.mirrors.clone(),
+            parent,
             well_known,
             aliases: draft.aliases.clone(),
             patterns: draft.patterns.clone(),
             hosts: draft.hosts.clone(),
             listen: draft.listen,
             credential,
+            credential_refresh: draft.credential_refresh,
             realms,
             ca_file: draft.ca_file.clone(),
             proxy: draft.proxy.clone(),
+            allow_addresses: self
+                .draft
+                .allow_addresses
+                .iter()
+                .chain(&draft.allow_addresses)
+                .copied()
+                .collect(),
+            quota_reserve: draft.quota_reserve,
             library: draft.library,
             policy: self.policy(name, draft, well_known),
             limits: draft.limits.clone(),
@@ -100,7 +125,11 @@ impl Checks<'_> {
 
     /// What would end the start must be told here, with its line.
     fn set_up(&mut self, config: &UpstreamConfig) {
-        let checked = rooms::upstream(config, None).and_then(|settings| upstream::check(&settings));
+        let settings = rooms::upstream(config, None);
+        if let Ok(settings) = &settings {
+            self.helpers(config, settings);
+        }
+        let checked = settings.and_then(|settings| upstream::check(&settings));
         let (key, text) = match checked {
             Ok(()) => return,
             Err(BuildError::Url { .. }) => {
@@ -108,12 +137,32 @@ impl Checks<'_> {
                 ("url", text)
             }
             Err(BuildError::CaFile { path, reason }) => {
-                ("ca_file", format!("{}: {reason}", path.display()))
+                let text = format!("{}: {reason}", path.display());
+                if config.ca_file.as_ref() != Some(&path) {
+                    return self.mistake(&Path::Top("parent_ca_file".to_owned()), text);
+                }
+                ("ca_file", text)
             }
             Err(other) => ("proxy", other.to_string()),
         };
         let path = Path::Upstream(config.name.clone(), key.to_owned());
         self.mistake(&path, text);
+    }
+
+    /// A helper that is not there now may come later, so it is no mistake.
+    fn helpers(&mut self, config: &UpstreamConfig, settings: &upstream::Settings) {
+        let search_path = self.draft.config.search_path.as_deref();
+        let key = match config.credential {
+            CredentialSource::Helper(_) => "credential_helper",
+            _ => "docker_config",
+        };
+        for helper in upstream::missing_helpers(settings, search_path) {
+            let path = Path::Upstream(config.name.clone(), key.to_owned());
+            self.warning(
+                &path,
+                format!("the credential helper `{helper}` cannot be found now, neither in PATH nor as a file that may be run; it is looked for again at each use"),
+            );
+        }
     }
 
     fn credential(&mut self, name: &RegistryName, draft: &UpstreamDraft) -> CredentialSource {
@@ -122,6 +171,7 @@ impl Checks<'_> {
             ("password", draft.password.is_some()),
             ("password_file", draft.password_file.is_some()),
             ("docker_config", draft.docker_config.is_some()),
+            ("credential_helper", draft.credential_helper.is_some()),
         ];
         let mut given = ways.iter().filter(|(_, given)| *given).map(|(key, _)| *key);
         if let (Some(first), Some(second)) = (given.next(), given.next()) {
@@ -139,6 +189,15 @@ impl Checks<'_> {
                     file.display()
                 ),
             );
+        }
+        if let Some(program) = &draft.credential_helper {
+            if draft.username.is_some() {
+                self.mistake(
+                    &path("username"),
+                    "`credential_helper` names the user itself; choose one",
+                );
+            }
+            return CredentialSource::Helper(program.clone());
         }
         match (
             draft.username.clone(),
@@ -329,6 +388,16 @@ impl Checks<'_> {
     fn clients(&mut self) {
         if self.draft.config.clients.is_empty() {
             self.mistake(&Path::Top("clients".to_owned()), "is empty, so nobody could pull; leave it out for this machine and private networks, or name ranges");
+        }
+    }
+
+    /// What an operator hardly means by an exception.
+    fn addresses(&mut self, path: &Path, networks: &[IpNet]) {
+        for network in networks.iter().filter(|network| network.contains(&CLOUD_METADATA)) {
+            let text = format!(
+                "{network} holds {CLOUD_METADATA}, where clouds give their machines' credentials: any answer of an upstream may lead there now"
+            );
+            self.warning(path, text);
         }
     }
 

@@ -19,7 +19,7 @@ const USER: &str = "it is `username` in [upstream.\"...\"]";
 const PASSWORD: &str = "it is `password_file` (or `password`) in [upstream.\"...\"]";
 const DATA: &str = "the data directory is `data`";
 const LISTEN: &str = "it is `listen` = \"ADDRESS:PORT\"";
-const CLIENT_SIDE: &str = "mirrors are told to the client, not to roadstead; here a registry is a table: [upstream.\"docker.io\"]";
+const CLIENT_SIDE: &str = "clients are told of roadstead in their own configuration; copies that roadstead asks before a registry are `mirrors` in its table: [upstream.\"docker.io\"]";
 const TABLES: &str = "each registry is a table of its own: [upstream.\"ghcr.io\"]";
 const NO_TLS: &str = "roadstead does not speak TLS to clients yet; put a TLS proxy in front, or let clients use http";
 const NO_AUTH: &str = "roadstead does not authenticate clients, because a challenge breaks docker's mirrors; `clients` says which networks may pull";
@@ -30,16 +30,13 @@ const VERIFY: &str = "certificates are always checked; trust a private authority
 const SPACE: &str = "the cache is bounded by the disk space that stays free, `min_free`";
 
 /// The words of distribution (registry:2), of its kin and of habit. Longer ones first where one ends with another.
-const FOREIGN: [Foreign; 72] = [
+const FOREIGN: [Foreign; 71] = [
     foreign("mirrors.*", CLIENT_SIDE),
     foreign("proxy.remoteurl", URL),
     foreign("proxy.username", USER),
     foreign("proxy.password", PASSWORD),
     foreign("proxy.ttl", FRESH),
-    foreign(
-        "proxy.exec.*",
-        "credential helpers are not supported; use `password_file` or `docker_config` in [upstream.\"...\"]",
-    ),
+    foreign("proxy.exec.*", "use `credential_helper` in [upstream.\"...\"]"),
     foreign("proxy.cachewritetimeout", NOT_NEEDED),
     foreign("storage.filesystem.rootdirectory", DATA),
     foreign("storage.s3.*", NO_S3),
@@ -88,7 +85,6 @@ const FOREIGN: [Foreign; 72] = [
     foreign("bind", LISTEN),
     foreign("port", LISTEN),
     foreign("metrics_addr", "health and metrics are at `observe`"),
-    foreign("mirrors", CLIENT_SIDE),
     foreign("registry_mirrors", CLIENT_SIDE),
     foreign("mirror", CLIENT_SIDE),
     foreign("registries", TABLES),
@@ -219,7 +215,6 @@ mod tests {
             ("http.addr", "`listen`"),
             ("http.debug.addr", "`observe`"),
             ("registry-mirrors", "[upstream."),
-            ("mirrors", "[upstream."),
             ("auth.htpasswd.realm", "`clients`"),
             ("version", "leave it out"),
         ];

@@ -10,6 +10,7 @@ use crate::oci::{MANIFEST_SIZE_LIMIT_MIN, RANGES_PER_REQUEST_MAX};
 use crate::proxy::{Private, TagPolicyOverrides, WhenAbsent};
 use crate::registry::CatalogPolicy;
 use crate::server::Fallback;
+use crate::upkeep::SCRUB_PERIOD_MIN;
 
 use super::draft::{Draft, RuleDraft, UpstreamDraft};
 use super::model::LogFormat;
@@ -112,6 +113,8 @@ const PRIVATES: [(&str, Private); 2] = [("refuse", Private::Refuse), ("shared", 
 const ABSENTS: [(&str, WhenAbsent); 2] = [("obey", WhenAbsent::Obey), ("keep", WhenAbsent::Keep)];
 /// The word for a duration without end.
 const UNLIMITED: &str = "unlimited";
+/// The word for a period without an end.
+const OFF: &str = "off";
 /// The smallest header limit: below it ordinary requests of lazy pullers would be refused.
 const HEADER_BYTES_MIN: u64 = 8 << 10;
 /// The smallest limit of a path or a query: the longest name and digest must fit.
@@ -161,6 +164,17 @@ fn endless(raw: &Raw) -> Parsed<Option<Duration>> {
     }
 }
 
+fn scrub_period(raw: &Raw) -> Parsed<Option<Duration>> {
+    match raw {
+        Raw::Text(text) | Raw::Loose(text) if text == OFF => Ok(None),
+        raw => match raw.duration() {
+            Ok(period) if period >= SCRUB_PERIOD_MIN => Ok(Some(period)),
+            Ok(_) => Err(format!("a period is at least 1h, or \"{OFF}\"")),
+            Err(refusal) => Err(format!("{refusal}, or \"{OFF}\"")),
+        },
+    }
+}
+
 /// Every key, in the order of `config/roadstead.toml`. A table is read by its lines, so each key keeps one.
 #[rustfmt::skip]
 pub(super) const KEYS: &[Key] = &[
@@ -171,9 +185,13 @@ pub(super) const KEYS: &[Key] = &[
     top("data", |d, v| v.path().map(|x| d.config.data = x), "directory of everything that is kept"),
     top("min_free", |d, v| min_free(v).map(|x| d.config.min_free = x), "disk space that stays free: a size, a share, or \"auto\" (10%, at most 20GiB)"),
     top("manifest_cache", |d, v| v.size().map(|x| d.config.manifest_cache_bytes = x), "memory for hot manifests"),
+    top("scrub_period", |d, v| scrub_period(v).map(|x| d.config.scrub_period = x), "time within which everything that is stored is read again and checked, or \"off\""),
     top("default_upstream", |d, v| v.registry_name().map(|x| d.config.default_upstream = x), "registry of names that say none"),
+    top("parent", |d, v| v.parent_url().map(|x| d.parent = x), "address of another roadstead that is asked first; \"\" is none"),
+    top("parent_ca_file", |d, v| v.path().map(|x| d.parent_ca_file = Some(x)), "certificates (PEM) to trust for the parent besides the system's"),
     top("builtin_upstreams", |d, v| v.boolean().map(|x| d.builtin_upstreams = x), "serve the well-known registries without being told"),
     top("tag_fresh_for", |d, v| v.duration().map(|x| d.tag_fresh_for = Some(x)), "fresh_for of every upstream that has none of its own"),
+    top("allow_addresses", |d, v| v.list(Raw::network).map(|x| d.allow_addresses = x), "address ranges that are not public and that the answers of any upstream may lead to"),
     top("offline", |d, v| v.boolean().map(|x| d.config.offline = x), "never ask any upstream; serve what is here"),
     top("catalog", |d, v| v.word(&CATALOGS).map(|x| d.config.catalog = x), "what _catalog lists: \"public\", \"all\" or \"off\""),
     top("drain", |d, v| v.duration().map(|x| d.config.drain = x), "time for running answers after the order to stop"),
@@ -185,14 +203,18 @@ pub(super) const KEYS: &[Key] = &[
     top("limits.answer_lazy", |d, v| v.timeout().map(|x| d.config.limits.answer_lazy = x), "the same for ranges that other lazy pullers ask for"),
     top("limits.answer_referrers", |d, v| v.timeout().map(|x| d.config.limits.answer_referrers = x), "the same for referrers"),
     top("limits.connections", |d, v| v.count(1).map(|x| d.config.limits.connections = x), "client connections at a time"),
+    top("limits.connections_per_client", |d, v| v.count(1).map(|x| d.config.limits.connections_per_client = x), "connections of one client address (IPv6: of one /64) at a time"),
     top("limits.header_bytes", |d, v| v.size_from(HEADER_BYTES_MIN).map(|x| d.config.limits.header_bytes = x), "size of a request's line and headers"),
     top("limits.header_time", |d, v| v.timeout().map(|x| d.config.limits.header_time = x), "time for a request's headers"),
     top("limits.idle_connection", |d, v| v.timeout().map(|x| d.config.limits.idle_connection = x), "time that a connection may be silent between requests"),
     top("limits.idle_body", |d, v| v.timeout().map(|x| d.config.limits.idle_body = x), "time that a reader may take no byte"),
+    top("limits.min_rate", |d, v| v.size().map(|x| d.config.limits.min_rate = x), "bytes per second that a reader must take on average over idle_body; \"0\" is any"),
     top("limits.ranges", |d, v| ranges(v).map(|x| d.config.limits.ranges = x), "ranges in one request, at most 1024"),
     top("limits.path_bytes", |d, v| v.size_from(PATH_BYTES_MIN).map(|x| d.config.limits.path_bytes = x), "size of a path"),
     top("limits.query_bytes", |d, v| v.size_from(PATH_BYTES_MIN).map(|x| d.config.limits.query_bytes = x), "size of a query"),
     upstream("url", |u, v| v.registry_url().map(|x| u.url = Some(x)), "address of the registry; without it https://<name>"),
+    upstream("mirrors", |u, v| v.list(Raw::copy_url).map(|x| u.mirrors = x), "addresses of copies that are asked before it, in order"),
+    upstream("parent", |u, v| v.boolean().map(|x| u.parent = x), "ask the parent for it, if there is one"),
     upstream("aliases", |u, v| v.list(Raw::registry_name).map(|x| u.aliases = x), "other names that clients use for it"),
     upstream("patterns", |u, v| v.list(Raw::family).map(|x| u.patterns = x), "families of hosts that are registries of their own with these settings, such as \"*.pkg.dev\""),
     upstream("hosts", |u, v| v.list(Raw::registry_name).map(|x| u.hosts = x), "Host headers that mean this upstream"),
@@ -201,9 +223,13 @@ pub(super) const KEYS: &[Key] = &[
     upstream("password", |u, v| v.filled().map(|x| u.password = Some(crate::upstream::Secret::new(x))), "password of the credential; better password_file"),
     upstream("password_file", |u, v| v.path().map(|x| u.password_file = Some(x)), "file with the password, read again when it changes"),
     upstream("docker_config", |u, v| v.path().map(|x| u.docker_config = Some(x)), "docker config.json with the credential, read again when it changes"),
+    upstream("credential_helper", |u, v| v.program().map(|x| u.credential_helper = Some(x)), "program that gives the credential (docker's protocol): a name found in PATH, or a path with its arguments"),
+    upstream("credential_refresh", |u, v| v.timeout().map(|x| u.credential_refresh = x), "age from which a helper's credential is asked for anew"),
     upstream("realms", |u, v| v.list(Raw::host).map(|x| u.realms = Some(x)), "hosts of token services that may be given the credential"),
     upstream("ca_file", |u, v| v.path().map(|x| u.ca_file = Some(x)), "certificates (PEM) to trust besides the system's"),
     upstream("proxy", |u, v| v.proxy_url().map(|x| u.proxy = Some(Secret::new(x))), "HTTP proxy on the way to it, in place of the environment's"),
+    upstream("allow_addresses", |u, v| v.list(Raw::network).map(|x| u.allow_addresses = x), "address ranges that are not public and that redirects and token services may lead to"),
+    upstream("quota_reserve", |u, v| v.count(0).map(|x| u.quota_reserve = x), "requests left at which those that nobody needs are not made"),
     upstream("library", |u, v| v.boolean().map(|x| u.library = x), "names of one component mean library/<name>"),
     upstream("private", |u, v| v.word(&PRIVATES).map(|x| u.private = x), "\"refuse\" or \"shared\": what only the credential can read"),
     upstream("allow", |u, v| v.list(Raw::glob).map(|x| u.allow = x), "globs of repositories that may be pulled; empty is all"),
@@ -227,6 +253,7 @@ pub(super) const KEYS: &[Key] = &[
     upstream("limits.listing", |u, v| v.timeout().map(|x| u.limits.listing = x), "time for all pages of a list"),
     upstream("limits.idle_body", |u, v| v.timeout().map(|x| u.limits.idle_body = x), "time that a body may bring no byte"),
     upstream("limits.token", |u, v| v.timeout().map(|x| u.limits.token = x), "time for one exchange with the token service"),
+    upstream("limits.helper", |u, v| v.timeout().map(|x| u.limits.helper = x), "time for one run of a credential helper"),
     upstream("limits.manifest_bytes", |u, v| v.size_from(MANIFEST_SIZE_LIMIT_MIN).map(|x| u.limits.manifest_bytes = x), "size of a manifest; at least 4MiB"),
     upstream("limits.token_bytes", |u, v| v.size_from(1 << 10).map(|x| u.limits.token_bytes = x), "size of a token service's answer"),
     upstream("limits.error_body_bytes", |u, v| v.size_from(1 << 10).map(|x| u.limits.error_body_bytes = x), "part of an error's body that is read"),
@@ -262,6 +289,18 @@ mod tests {
         assert_eq!(parse("20GiB"), Ok(MinFree::Bytes(20 << 30)));
         for bad in ["", "100%", "-1%", "10", "much"] {
             assert!(parse(bad).is_err(), "{bad:?} must not parse");
+        }
+    }
+
+    #[test]
+    fn a_scrub_has_a_period_or_is_off() {
+        let parse = |text: &str| scrub_period(&Raw::Text(text.to_owned()));
+        assert_eq!(parse("off"), Ok(None));
+        assert_eq!(parse("7d"), Ok(Some(Duration::from_secs(7 * 86_400))));
+        assert_eq!(parse("1h"), Ok(Some(SCRUB_PERIOD_MIN)));
+        for bad in ["", "0s", "59m", "-1d", "never", "30"] {
+            let refusal = parse(bad).unwrap_err();
+            assert!(refusal.contains("off"), "{bad:?}: {refusal}");
         }
     }
 

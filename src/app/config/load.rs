@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::app::wellknown::WELL_KNOWN;
 use crate::oci::RegistryName;
-use crate::{content, registry, server, upstream};
+use crate::{content, registry, server, upkeep, upstream};
 
 use super::document::{self, Document};
 use super::draft::{Draft, Entry, Path};
@@ -87,6 +87,7 @@ impl Config {
 
         let mut draft = Draft::default();
         draft.config.system_proxy = environment.proxy;
+        draft.config.search_path = environment::search_path(&sources.environment);
         draft.config.warnings = environment.warnings;
         let layers = [
             (document.tables, document.entries),
@@ -133,18 +134,24 @@ impl Default for Draft {
             data: PathBuf::from(DATA),
             min_free: content::MinFree::default(),
             manifest_cache_bytes: content::MANIFEST_CACHE_BYTES_DEFAULT,
+            scrub_period: upkeep::Settings::default().scrub_period,
             default_upstream: DEFAULT_UPSTREAM.parse().expect("a built-in name is valid"),
+            parent: None,
             upstreams: Vec::new(),
             offline: false,
             catalog: registry::CatalogPolicy::default(),
             log: LogSettings::default(),
             system_proxy: upstream::ProxyEnv::default(),
+            search_path: None,
             warnings: Vec::new(),
         };
         Self {
             config,
             builtin_upstreams: true,
             tag_fresh_for: None,
+            parent: None,
+            parent_ca_file: None,
+            allow_addresses: Vec::new(),
             upstreams: std::collections::BTreeMap::new(),
             places: std::collections::BTreeMap::new(),
         }

@@ -3,10 +3,13 @@
 //! All mistakes are reported at once, with place and key. Nothing here starts anything, and nothing but the gathering of the sources
 //! touches the process.
 
+#[cfg(test)]
+mod corpus_tests;
 mod document;
 #[cfg(test)]
 mod documentation_tests;
 mod draft;
+mod endpoints;
 mod environment;
 mod error;
 mod finish;
@@ -21,5 +24,5 @@ mod values;
 
 pub use error::{ConfigErrors, Mistake, Place};
 pub use load::{Overrides, Sources};
-pub use model::{Config, LogFormat, LogSettings, UpstreamConfig};
+pub use model::{Config, LogFormat, LogSettings, Parent, UpstreamConfig};
 pub use secret::Secret;

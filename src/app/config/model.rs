@@ -43,8 +43,12 @@ pub struct Config {
     pub data: PathBuf,
     pub min_free: MinFree,
     pub manifest_cache_bytes: u64,
+    /// Everything that is stored is read again within this time; `None` is never.
+    pub scrub_period: Option<Duration>,
     /// The upstream of names that say no registry. One of `upstreams`.
     pub default_upstream: RegistryName,
+    /// A roadstead that is asked before all others.
+    pub parent: Option<Parent>,
     /// Sorted by name; no name, alias, host or listener occurs twice.
     pub upstreams: Vec<UpstreamConfig>,
     /// Never ask any upstream.
@@ -53,6 +57,8 @@ pub struct Config {
     pub log: LogSettings,
     /// HTTP proxies of the environment, for upstreams that name none.
     pub system_proxy: ProxyEnv,
+    /// The value of `PATH`: where credential helpers are looked for.
+    pub search_path: Option<String>,
     /// What is allowed and still worth a word.
     pub warnings: Vec<Mistake>,
 }
@@ -64,6 +70,10 @@ pub struct UpstreamConfig {
     pub name: RegistryName,
     /// Scheme, host, port and path prefix; no trailing slash, no credentials.
     pub url: String,
+    /// Copies that are asked before it, in order. Written as `url`.
+    pub mirrors: Vec<String>,
+    /// The parent, if this registry is asked there.
+    pub parent: Option<Parent>,
     /// The address is the one that the product knows for this name.
     pub well_known: bool,
     pub aliases: Vec<RegistryName>,
@@ -74,16 +84,38 @@ pub struct UpstreamConfig {
     /// A listener of its own.
     pub listen: Option<SocketAddr>,
     pub credential: CredentialSource,
+    /// The age from which the login of a credential helper is renewed in the background.
+    pub credential_refresh: Duration,
     /// Hosts besides the registry's own that may be given the credential.
     pub realms: Vec<String>,
     /// Certificates (PEM) to trust besides the system's.
     pub ca_file: Option<PathBuf>,
     /// An HTTP proxy; may hold credentials.
     pub proxy: Option<Secret>,
+    /// Addresses that redirects and token services may have although they are not public.
+    pub allow_addresses: Vec<IpNet>,
+    /// At so many requests left, those that nobody needs are not made.
+    pub quota_reserve: u64,
     /// Names of one component get `library/` in front.
     pub library: bool,
     pub policy: UpstreamPolicy,
     pub limits: upstream::Limits,
+}
+
+impl UpstreamConfig {
+    /// The address of its HTTP proxy without the user and password that it may hold.
+    pub fn shown_proxy(&self) -> Option<String> {
+        self.proxy.as_ref().map(|proxy| upstream::shown(proxy.reveal()))
+    }
+}
+
+/// A roadstead above this one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parent {
+    /// Scheme, host, port and path prefix; no trailing slash, no credentials.
+    pub url: String,
+    /// Certificates (PEM) to trust for it besides the system's.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// How the log looks.

@@ -96,7 +96,7 @@ fn the_documented_file_has_every_key_and_its_examples_are_valid() {
                 .iter()
                 .any(|key| line.starts_with(key));
         // No such certificates on the machine of the test.
-        let is_absent_file = line.starts_with("ca_file =");
+        let is_absent_file = line.starts_with("ca_file =") || line.starts_with("parent_ca_file =");
         if line.starts_with('[') {
             section = line;
         }
@@ -124,6 +124,56 @@ fn the_documented_file_has_every_key_and_its_examples_are_valid() {
     let config = good(&uncommented);
     assert_eq!(upstream(&config, "docker.io").policy.tag_rules.len(), 1);
     assert_eq!(upstream(&config, "registry.example.com:5443").policy.private, Private::Shared);
+}
+
+#[test]
+fn mirrors_and_a_parent_are_taken() {
+    let file = "parent = \"http://central.example:5000/\"\n\
+        [upstream.\"docker.io\"]\nmirrors = [\"https://m1.example\", \"http://edge:5000/prefix/\"]\n\
+        [upstream.\"ghcr.io\"]\nparent = false\n\
+        [upstream.\"central.example\"]\nurl = \"http://central.example:5000\"\n";
+    let config = good(file);
+    assert_eq!(config.parent.as_ref().unwrap().url, "http://central.example:5000");
+    let hub = upstream(&config, "docker.io");
+    assert_eq!(hub.mirrors, ["https://m1.example", "http://edge:5000/prefix"]);
+    assert_eq!(hub.parent, config.parent);
+    assert_eq!(upstream(&config, "pkg.dev").parent, config.parent);
+    assert_eq!(upstream(&config, "ghcr.io").parent, None);
+    assert_eq!(upstream(&config, "central.example").parent, None, "it is the parent itself");
+    let environment = [
+        ("ROADSTEAD_PARENT", ""),
+        ("ROADSTEAD_UPSTREAM__QUAY_IO__MIRRORS", "https://a.example, https://b.example"),
+    ];
+    let layered = sources(&environment, Overrides::default());
+    let config = Config::assemble(&layered, document(file)).unwrap();
+    assert_eq!(
+        (config.parent.clone(), upstream(&config, "docker.io").parent.clone()),
+        (None, None)
+    );
+    assert_eq!(upstream(&config, "quay.io").mirrors.len(), 2);
+}
+
+#[test]
+fn mirrors_and_parents_that_make_no_sense_are_told() {
+    let file = "listen = \"0.0.0.0:5000\"\nparent = \"http://127.0.0.1:5000\"\n\
+        [upstream.\"docker.io\"]\nmirrors = [\"https://m.example\", \"https://registry-1.docker.io:443\", \"https://m.example/\", \"http://localhost:5000\"]\n\
+        [upstream.\"ghcr.io\"]\nmirrors = [\"https://me:secret@m.example\"]\n\
+        [upstream.\"quay.io\"]\nmirrors = [\"ftp://m.example\"]\n";
+    insta::assert_snapshot!(mistakes(file).join("\n"), @r#"
+    test.toml:2: parent: http://127.0.0.1:5000 is this roadstead itself, which listens on 0.0.0.0:5000; name the one above it
+    test.toml:4: upstream."docker.io".mirrors: http://localhost:5000 is this roadstead itself, which listens on 0.0.0.0:5000
+    test.toml:4: upstream."docker.io".mirrors: https://m.example is named twice
+    test.toml:4: upstream."docker.io".mirrors: https://registry-1.docker.io:443 is the registry itself, which is asked last anyway
+    test.toml:6: upstream."ghcr.io".mirrors: must not hold credentials: it is asked without any (addresses of copies that are asked before it, in order)
+    test.toml:8: upstream."quay.io".mirrors: scheme "ftp" is not known; want http or https (addresses of copies that are asked before it, in order)
+    "#);
+    let parents = "parent = \"https://p.example\"\n[upstream.\"ghcr.io\"]\nmirrors = [\"https://p.example\"]\n";
+    let told = mistakes(parents).join("\n");
+    assert!(told.contains("is the `parent`"), "{told}");
+    let told = mistakes("parent_ca_file = \"/none.pem\"\n").join("\n");
+    assert!(told.contains("parent_ca_file: is for the `parent`, and there is none"), "{told}");
+    let told = mistakes("parent = \"https://p.example\"\nparent_ca_file = \"/none.pem\"\n");
+    assert!(told.len() == 1 && told[0].contains("parent_ca_file: /none.pem"), "{told:?}");
 }
 
 #[test]
@@ -213,7 +263,7 @@ fn the_words_of_others_are_translated_line_by_line() {
     test.toml:4: proxy.ttl: unknown key; how long a tag is believed without asking is `fresh_for` in [upstream."..."]; content is never deleted by age
     test.toml:6: storage.filesystem.rootdirectory: unknown key; the data directory is `data`
     test.toml:8: http.addr: unknown key; it is `listen` = "ADDRESS:PORT"
-    test.toml:10: mirrors.docker.io.endpoint: unknown key; mirrors are told to the client, not to roadstead; here a registry is a table: [upstream."docker.io"]
+    test.toml:10: mirrors.docker.io.endpoint: unknown key; clients are told of roadstead in their own configuration; copies that roadstead asks before a registry are `mirrors` in its table: [upstream."docker.io"]
     test.toml:12: log.level: unknown key; it is `log_level`, outside any table
     "#);
 }
@@ -286,6 +336,38 @@ fn credentials_must_fit_together() {
 }
 
 #[test]
+fn a_helper_that_cannot_be_found_is_a_warning_without_its_arguments() {
+    let table = |lines: &str| format!("[upstream.\"ghcr.io\"]\n{lines}\n");
+    let config = good(&table("credential_helper = [\"/nowhere/login\", \"--token=geheim\"]"));
+    let text = &config.warnings[0].text;
+    assert!(text.contains("`/nowhere/login`") && !text.contains("geheim"), "{text}");
+    assert!(config.warnings[0].key.ends_with("credential_helper"), "{:?}", config.warnings);
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("config.json");
+    std::fs::write(&file, r#"{"credHelpers":{"ghcr.io":"gh"}}"#).unwrap();
+    let config = good(&table(&format!("docker_config = {file:?}")));
+    let text = &config.warnings[0].text;
+    assert!(text.contains("`docker-credential-gh`"), "{text}");
+    let there = good(&table("credential_helper = [\"/bin/sh\", \"-c\", \"exit 0\"]"));
+    assert!(there.warnings.is_empty(), "{:?}", there.warnings);
+    for bad in [
+        "credential_helper = \"../login\"",
+        "credential_helper = \"ecr-login\"\nusername = \"me\"",
+        "credential_helper = \"ecr-login\"\ndocker_config = \"/nowhere\"",
+        "credential_refresh = \"0s\"",
+        "allow_addresses = [\"10.0.0.0/33\"]",
+        "quota_reserve = -1",
+    ] {
+        assert!(!mistakes(&table(bad)).is_empty(), "{bad}");
+    }
+    let both = good(
+        "allow_addresses = [\"10.0.0.0/8\"]\n[upstream.\"ghcr.io\"]\nallow_addresses = [\"192.0.2.1\"]",
+    );
+    assert_eq!(upstream(&both, "ghcr.io").allow_addresses.len(), 2);
+    assert_eq!(upstream(&both, "quay.io").allow_addresses.len(), 1);
+}
+
+#[test]
 fn no_name_host_or_listener_means_two_things() {
     let cases = [
         ("[upstream.\"a.example\"]\naliases = [\"ghcr.io\"]\n", "the name of ghcr.io"),
@@ -327,6 +409,23 @@ fn a_name_without_a_dot_is_warned_about() {
     let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(warnings[0].contains("test.toml:1") && warnings[0].contains("hub/"), "{warnings:?}");
+}
+
+#[test]
+fn an_exception_that_opens_the_metadata_of_clouds_is_warned_about() {
+    let config = good(
+        "allow_addresses = [\"0.0.0.0/0\", \"10.1.2.3/8\"]\n[upstream.\"ghcr.io\"]\nallow_addresses = [\"169.254.0.0/16\"]\n",
+    );
+    let warnings: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(
+        warnings[0].contains("test.toml:1") && warnings[0].contains("0.0.0.0/0"),
+        "{warnings:?}"
+    );
+    assert!(
+        warnings[1].contains("test.toml:3") && warnings[1].contains("169.254."),
+        "{warnings:?}"
+    );
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::oci::RegistryName;
+use crate::upstream::Program;
 
 /// A value as it was written, before a key gives it a meaning.
 #[derive(Clone, Debug, PartialEq)]
@@ -211,6 +212,27 @@ impl Raw {
         self.registry_name().map(|name| name.as_str().to_owned())
     }
 
+    /// A program: a name, a path, or a list of a path and its arguments.
+    pub(super) fn program(&self) -> Parsed<Program> {
+        let words = match self {
+            Self::List(_) | Self::Loose(_) => self.list(|word| word.filled().map(str::to_owned))?,
+            other => vec![other.filled()?.to_owned()],
+        };
+        let Some((first, arguments)) = words.split_first() else {
+            return Err("must not be empty".to_owned());
+        };
+        let arguments = arguments.to_vec();
+        if first.starts_with('/') {
+            return Ok(Program { path: PathBuf::from(first), arguments });
+        }
+        let named = Program::named(first).ok_or_else(|| {
+            format!(
+                "{first:?} is no program; want a name such as \"docker-credential-ecr-login\", or a path with arguments such as [\"/usr/bin/login\", \"--now\"]"
+            )
+        })?;
+        Ok(Program { arguments, ..named })
+    }
+
     /// A glob that compiles.
     pub(super) fn glob(&self) -> Parsed<String> {
         let text = self.filled()?;
@@ -249,6 +271,22 @@ impl Raw {
         let parsed = url.parse::<crate::upstream::Url>();
         parsed.map_err(|invalid| format!("{text:?}: {invalid}"))?;
         Ok(url)
+    }
+
+    /// The address of a copy of a registry, which is asked without any credential.
+    pub(super) fn copy_url(&self) -> Parsed<String> {
+        if self.text()?.contains('@') {
+            return Err("must not hold credentials: it is asked without any".to_owned());
+        }
+        self.registry_url()
+    }
+
+    /// The address of another roadstead; an empty text is none.
+    pub(super) fn parent_url(&self) -> Parsed<Option<String>> {
+        match self.text()? {
+            "" => Ok(None),
+            _ => self.copy_url().map(Some),
+        }
     }
 
     /// The address of an HTTP proxy, which may carry credentials and is therefore never part of an error.
@@ -430,6 +468,29 @@ mod tests {
         assert_eq!(loose(url).proxy_url().as_deref(), Ok(url));
         let refusal = loose("socks5://me:geheim@proxy.example.com").proxy_url().unwrap_err();
         assert!(!refusal.contains("geheim"), "{refusal}");
+    }
+
+    #[test]
+    fn programs_are_names_or_paths_with_arguments() {
+        let list = |words: &[&str]| {
+            Raw::List(words.iter().map(|word| Raw::Text((*word).to_owned())).collect())
+        };
+        let shown = |raw: Raw| raw.program().map(|program| program.command());
+        assert_eq!(
+            shown(Raw::Text("ecr-login".to_owned())).as_deref(),
+            Ok("docker-credential-ecr-login get")
+        );
+        assert_eq!(
+            shown(loose("docker-credential-gcr")).as_deref(),
+            Ok("docker-credential-gcr get")
+        );
+        let path = list(&["/opt/a b/login", "--profile", "ci"]);
+        assert_eq!(shown(path).as_deref(), Ok("/opt/a b/login --profile ci get"));
+        assert_eq!(shown(loose("/bin/x,-v")).as_deref(), Ok("/bin/x -v get"));
+        for bad in ["", "../x", "./x", "sh -c id", "$(id)", "~/bin/x"] {
+            assert!(Raw::Text(bad.to_owned()).program().is_err(), "{bad:?} must not parse");
+        }
+        assert!(list(&[]).program().is_err() && list(&["/x", ""]).program().is_err());
     }
 
     #[test]
