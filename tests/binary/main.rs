@@ -15,9 +15,12 @@
 )]
 
 mod crash;
+mod descriptors;
+mod limits;
 mod memory;
 mod process;
 mod start;
+mod store;
 
 /// The support modules of the `registry` suite that do not need the product in this process.
 #[path = "../registry/support"]

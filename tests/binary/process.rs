@@ -46,8 +46,20 @@ pub struct Roadstead {
 impl Roadstead {
     /// Starts `serve` on free ports with `arguments` added, and waits until it says where it listens.
     pub fn start(directory: &Path, arguments: &[&str]) -> Self {
+        Self::start_as(command(directory), directory, arguments)
+    }
+
+    /// The same with at most this many open files.
+    pub fn start_with_files(directory: &Path, files: u32, arguments: &[&str]) -> Self {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", &format!("ulimit -n {files}; exec \"$0\" \"$@\"")]).arg(binary());
+        shell.current_dir(directory).env_clear().stdin(Stdio::null());
+        shell.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        Self::start_as(shell, directory, arguments)
+    }
+
+    fn start_as(mut command: Command, directory: &Path, arguments: &[&str]) -> Self {
         let log = directory.join("roadstead.log");
-        let mut command = command(directory);
         command
             .args(["serve", "--listen", "127.0.0.1:0", "--observe", "127.0.0.1:0"])
             .args(arguments);
@@ -144,6 +156,18 @@ impl Roadstead {
             assert!(Instant::now() < deadline, "does not stop; log: {}", self.log_text());
             std::thread::park_timeout(Duration::from_millis(20));
         }
+    }
+
+    /// Open descriptors, from /proc.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
+    /// From now on it may hold this many descriptors and no more.
+    pub fn limit_descriptors(&self, count: u64) {
+        let pid = i32::try_from(self.pid()).ok().and_then(rustix::process::Pid::from_raw).unwrap();
+        let limit = rustix::process::Rlimit { current: Some(count), maximum: Some(count) };
+        rustix::process::prlimit(Some(pid), rustix::process::Resource::Nofile, limit).unwrap();
     }
 
     /// Anonymous resident memory in bytes (`RssAnon`), from /proc.

@@ -75,7 +75,10 @@ async fn an_unwritable_directory_names_the_uid_and_the_chown_line() {
     let home = TempDir::new().unwrap();
     fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let copy = home.path().join("roadstead");
-    fs::copy(binary(), &copy).unwrap();
+    // By another process: while this one held it open for writing, a child that another test forks would hold it too, and what is
+    // open for writing cannot be executed.
+    let copied = std::process::Command::new("cp").arg(binary()).arg(&copy).status().unwrap();
+    assert!(copied.success());
     let data = home.path().join("data");
     fs::create_dir(&data).unwrap();
     fs::set_permissions(&data, fs::Permissions::from_mode(0o555)).unwrap();

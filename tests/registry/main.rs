@@ -7,6 +7,7 @@
     unreachable_pub,
     reason = "a test binary has no outside; pub marks what a support module offers"
 )]
+#![expect(dead_code, unused_imports, reason = "the faults suite uses what is left of the support")]
 #![expect(clippy::panic, reason = "a panic is how a test says no")]
 #![expect(
     clippy::disallowed_methods,
@@ -34,5 +35,6 @@ mod pull;
 mod ranges;
 mod referrers;
 mod reload;
+mod scrub;
 mod shutdown;
 mod tags;

@@ -141,8 +141,22 @@ async fn no_client_makes_a_label() {
     assert!(!text.to_lowercase().replace('-', "").contains("labelmaker"));
     let metrics = world.metrics().await;
     let known = [
-        "build", "features", "kind", "le", "outcome", "quantile", "reason", "registry", "result",
-        "revision", "rustc", "status", "upstream", "version",
+        "build",
+        "credential",
+        "endpoint",
+        "features",
+        "kind",
+        "le",
+        "outcome",
+        "quantile",
+        "reason",
+        "registry",
+        "result",
+        "revision",
+        "rustc",
+        "status",
+        "upstream",
+        "version",
     ];
     for label in metrics.label_names() {
         assert!(known.contains(&label), "{label} is no label of ours");

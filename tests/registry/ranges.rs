@@ -4,6 +4,7 @@ use crate::support::client::{End, Response};
 use crate::support::content::{Blob, Image, MIB, to_usize};
 use crate::support::fake::{Fake, Kind, Then, When};
 use crate::support::gate::Gate;
+use crate::support::multipart::parts;
 use crate::support::pull::{describes_blob, is_blob};
 use crate::support::world::World;
 
@@ -36,47 +37,6 @@ fn is_part(reply: &Response, blob: &Blob, first: u64, last: u64) {
     assert_eq!(reply.must("ETag"), format!("\"{}\"", blob.digest));
     assert_eq!(reply.must("Docker-Content-Digest"), blob.digest);
     assert!(reply.body == blob.data.slice(first..last + 1), "bytes {first}-{last} are others");
-}
-
-/// The parts of a multipart body: their content ranges and bytes.
-fn parts(reply: &Response) -> Vec<(String, Vec<u8>)> {
-    let kind = reply.must("Content-Type");
-    let boundary = kind
-        .strip_prefix("multipart/byteranges; boundary=")
-        .unwrap_or_else(|| panic!("{kind} is no multipart type"))
-        .trim_matches('"');
-    let mut found = Vec::new();
-    let mut rest = &reply.body[..];
-    let delimiter = format!("--{boundary}");
-    loop {
-        let at = find(rest, delimiter.as_bytes()).expect("a part begins with the boundary");
-        rest = &rest[at + delimiter.len()..];
-        if rest.starts_with(b"--") {
-            return found;
-        }
-        let head = find(rest, b"\r\n\r\n").expect("a part has a head");
-        let text = String::from_utf8_lossy(&rest[..head]).into_owned();
-        let line = text
-            .lines()
-            .find_map(|line| {
-                let (name, value) = line.split_once(':')?;
-                name.eq_ignore_ascii_case("content-range").then(|| value.trim().to_owned())
-            })
-            .expect("a part has its Content-Range");
-        let (first, last) = line
-            .strip_prefix("bytes ")
-            .and_then(|text| text.split_once('/'))
-            .and_then(|(range, _)| range.split_once('-'))
-            .expect("a Content-Range names bytes");
-        let length = last.parse::<usize>().expect("a number") + 1
-            - first.parse::<usize>().expect("a number");
-        found.push((line.clone(), rest[head + 4..head + 4 + length].to_vec()));
-        rest = &rest[head + 4 + length..];
-    }
-}
-
-fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack.windows(needle.len()).position(|window| window == needle)
 }
 
 /// What single ranges must give, on a blob of a MiB.

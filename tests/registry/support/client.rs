@@ -3,19 +3,55 @@
 //! It adds no header but `Host`, follows nothing, decodes nothing but chunks, and tells a clean end from a cut one. It can read
 //! slowly, stop in the middle, pipeline, and send garbage. Every wait has a limit, so a hanging server fails the test.
 
+use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, MutexGuard};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::content::{Hasher, sha256, to_u64, to_usize};
 use super::gate::within;
 
 /// How much a body reader takes at once.
 const PIECE: usize = 64 * 1024;
+/// The largest body that is read into memory.
+const BODY_MAX: usize = 256 << 20;
+/// Answers that are kept for [`answers_since`].
+const ANSWERS_KEPT: usize = 20_000;
+/// As much of an error's body is kept.
+const ANSWER_BODY_KEPT: usize = 16 * 1024;
+
+/// What this process's clients were told lately: heads, and the bodies of what is not a success. With the number of the first.
+static ANSWERS: Mutex<(usize, VecDeque<String>)> = Mutex::new((0, VecDeque::new()));
+
+fn answers() -> MutexGuard<'static, (usize, VecDeque<String>)> {
+    ANSWERS.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn remember(answer: String) {
+    let (first, kept) = &mut *answers();
+    kept.push_back(answer);
+    if kept.len() > ANSWERS_KEPT {
+        kept.pop_front();
+        *first += 1;
+    }
+}
+
+/// A place among the answers, for [`answers_since`].
+pub fn answers_position() -> usize {
+    let (first, kept) = &*answers();
+    first + kept.len()
+}
+
+/// What clients of this process were told since then, so that a test can look for a secret in it.
+pub fn answers_since(position: usize) -> Vec<String> {
+    let (first, kept) = &*answers();
+    kept.iter().skip(position.saturating_sub(*first)).cloned().collect()
+}
 
 /// Makes requests to one address, each on a connection of its own.
 #[derive(Clone, Debug)]
@@ -23,11 +59,18 @@ pub struct Client {
     address: SocketAddr,
     headers: Vec<(String, String)>,
     ns: Option<String>,
+    source: Option<IpAddr>,
 }
 
 impl Client {
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, headers: Vec::new(), ns: None }
+        Self { address, headers: Vec::new(), ns: None, source: None }
+    }
+
+    /// Comes from another address of this machine: `127.0.0.<last>`.
+    pub fn at_loopback(mut self, last: u8) -> Self {
+        self.source = Some([127, 0, 0, last].into());
+        self
     }
 
     /// Sends this header with every request.
@@ -88,9 +131,20 @@ impl Client {
 
     /// A bare connection.
     pub async fn connect(&self) -> Connection {
-        let connect = TcpStream::connect(self.address);
-        let stream = within("a connection", connect).await.expect("the server listens");
-        Connection { stream, buffer: BytesMut::new() }
+        self.try_connect().await.expect("the server listens")
+    }
+
+    /// The same when the server may be gone.
+    pub async fn try_connect(&self) -> io::Result<Connection> {
+        let connect = async {
+            let socket = TcpSocket::new_v4()?;
+            if let Some(source) = self.source {
+                socket.bind(SocketAddr::new(source, 0))?;
+            }
+            socket.connect(self.address).await
+        };
+        let stream = within("a connection", connect).await?;
+        Ok(Connection { stream, buffer: BytesMut::new() })
     }
 }
 
@@ -147,6 +201,18 @@ impl Request {
         connection.incoming(self.is_head()).await
     }
 
+    /// The same when anything may happen to the connection. The error tells that no answer came.
+    pub async fn try_open(&self) -> io::Result<Incoming> {
+        let mut connection = self.client.try_connect().await?;
+        connection.try_send(&self.bytes()).await;
+        connection.try_incoming(self.is_head()).await
+    }
+
+    /// Sends and reads what comes of the answer, if there is one.
+    pub async fn try_send(&self) -> io::Result<Response> {
+        Ok(self.try_open().await?.rest().await)
+    }
+
     /// Sends and reads the whole answer.
     pub async fn send(&self) -> Response {
         self.open().await.rest().await
@@ -190,10 +256,15 @@ impl Connection {
     }
 
     /// Reads the head of an answer.
-    pub async fn incoming(mut self, to_head: bool) -> Incoming {
-        let head = within("the head of an answer", self.read_head()).await;
-        let head = head.expect("an answer comes before the connection ends");
+    pub async fn incoming(self, to_head: bool) -> Incoming {
+        self.try_incoming(to_head).await.expect("an answer comes before the connection ends")
+    }
+
+    /// The same when the connection may end before.
+    pub async fn try_incoming(mut self, to_head: bool) -> io::Result<Incoming> {
+        let head = within("the head of an answer", self.read_head()).await?;
         let text = String::from_utf8_lossy(&head).into_owned();
+        remember(text.clone());
         let mut lines = text.split("\r\n");
         let status_line = lines.next().unwrap_or("").to_owned();
         assert!(status_line.starts_with("HTTP/1.1 "), "a strange status line: {status_line:?}");
@@ -210,7 +281,7 @@ impl Connection {
             end: None,
         };
         incoming.left = incoming.framing(to_head);
-        incoming
+        Ok(incoming)
     }
 
     async fn read_head(&mut self) -> io::Result<BytesMut> {
@@ -223,6 +294,26 @@ impl Connection {
                 return Err(io::Error::other(format!("the connection ended after {got:?}")));
             }
         }
+    }
+
+    /// Sends our FIN; answers can still come.
+    pub async fn finish_sending(&mut self) {
+        self.stream.shutdown().await.expect("the connection is open");
+    }
+
+    /// So many bytes of whatever comes; fewer if the connection ends before.
+    pub async fn read_up_to(&mut self, count: usize) -> Bytes {
+        within("bytes", async {
+            while self.buffer.len() < count {
+                match self.stream.read_buf(&mut self.buffer).await {
+                    Ok(1..) => {}
+                    Ok(0) | Err(_) => break,
+                }
+            }
+        })
+        .await;
+        let count = count.min(self.buffer.len());
+        self.buffer.split_to(count).freeze()
     }
 
     /// Everything until the server closes; an RST counts as an end too.
@@ -272,12 +363,18 @@ impl Incoming {
         header(&self.headers, name)
     }
 
+    /// How the body ended, once it has.
+    pub fn end(&self) -> Option<End> {
+        self.end
+    }
+
     /// Some more bytes of the body; `None` when it has ended.
     pub async fn next(&mut self) -> Option<Bytes> {
         self.next_up_to(PIECE).await
     }
 
-    async fn next_up_to(&mut self, most: usize) -> Option<Bytes> {
+    /// At most so many.
+    pub async fn next_up_to(&mut self, most: usize) -> Option<Bytes> {
         if self.end.is_some() {
             return None;
         }
@@ -370,8 +467,13 @@ impl Incoming {
         let mut all = BytesMut::new();
         while let Some(bytes) = self.next().await {
             all.extend_from_slice(&bytes);
+            assert!(all.len() < BODY_MAX, "a body without end, or one for `hashed`");
         }
         let end = self.end.expect("the loop ends with the body");
+        if self.status >= 300 {
+            let kept = &all[..all.len().min(ANSWER_BODY_KEPT)];
+            remember(String::from_utf8_lossy(kept).into_owned());
+        }
         let response =
             Response { status: self.status, headers: self.headers, body: all.freeze(), end };
         (response, self.connection)

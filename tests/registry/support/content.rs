@@ -363,6 +363,14 @@ impl Image {
         }
     }
 
+    /// An index of these images, in this order.
+    pub fn index_with(children: Vec<Self>) -> Self {
+        let architectures = ["amd64", "arm64", "riscv64", "s390x"];
+        let named = children.iter().zip(architectures.iter().cycle());
+        let manifests = named.map(|(child, name)| child.platform(name)).collect();
+        Self::index_of(OCI_INDEX, manifests, children)
+    }
+
     fn index_of(media_type: &str, manifests: Vec<Value>, children: Vec<Self>) -> Self {
         let document = json!({"schemaVersion": 2, "mediaType": media_type, "manifests": manifests});
         let bytes = serde_json::to_vec_pretty(&document).expect("a Value is always JSON");

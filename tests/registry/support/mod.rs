@@ -5,6 +5,7 @@ pub mod content;
 pub mod fake;
 pub mod gate;
 mod log_capture;
-mod product;
+pub mod multipart;
+pub mod product;
 pub mod pull;
 pub mod world;

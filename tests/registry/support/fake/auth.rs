@@ -320,6 +320,10 @@ impl State {
             (Mode::None | Mode::ChallengeOnSuccess, _) => Verdict::Granted { user: None },
             (Mode::Basic, Some(header)) => match auth.user_of(&header) {
                 Some(Ok(user)) => Verdict::Granted { user: Some(user) },
+                // An expired login of ECR is a 403.
+                _ if auth.rejection != Rejection::Bearer => {
+                    Verdict::Refused(auth.rejected(&addresses, repository))
+                }
                 _ => Verdict::Refused(auth.unauthorized(&addresses, repository, None)),
             },
             (_, None) => Verdict::Refused(auth.unauthorized(&addresses, repository, None)),

@@ -18,6 +18,8 @@ mod tls;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -268,7 +270,11 @@ impl Fake {
     /// Passwords, tokens and signatures that must appear in no log, no answer and no file.
     pub fn secrets(&self) -> Vec<String> {
         let state = self.state();
-        let passwords = state.auth.users.iter().map(|(_, password)| password.clone());
+        let basic =
+            |(user, password): &(String, String)| STANDARD.encode(format!("{user}:{password}"));
+        let encoded = state.auth.users.iter().map(basic);
+        let passwords =
+            state.auth.users.iter().map(|(_, password)| password.clone()).chain(encoded);
         let tokens = state.tokens.iter().map(|token| token.text.clone());
         let signatures = state.signed.iter().map(|signed| signed.signature.clone());
         passwords.chain(tokens).chain(signatures).collect()
@@ -323,6 +329,14 @@ impl Fake {
         .await;
     }
 
+    /// Waits until this many requests have come, counted as [`Fake::mark`] counts.
+    pub async fn asked(&self, count: usize) {
+        let mut changed = self.0.changed.subscribe();
+        while self.mark() < count {
+            changed.changed().await.expect("the fake itself holds the sender");
+        }
+    }
+
     /// Waits until no request is being answered any more.
     pub async fn quiet(&self) {
         let idle = |log: &Log| log.0.iter().all(|entry| entry.end != End::Open);
@@ -344,6 +358,10 @@ impl Fake {
         state.open_connections -= 1;
         drop(state);
         self.change();
+    }
+
+    fn send_buffer(&self) -> Option<usize> {
+        self.state().switches.send_buffer
     }
 
     fn loud(&self) -> bool {

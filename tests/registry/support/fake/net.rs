@@ -77,6 +77,9 @@ async fn serve(
     tls: Option<TlsAcceptor>,
 ) -> io::Result<()> {
     tcp.set_nodelay(true)?;
+    if let Some(bytes) = fake.send_buffer() {
+        socket2::SockRef::from(&tcp).set_send_buffer_size(bytes)?;
+    }
     let Some(tls) = tls else {
         return http1(fake, origin, connection, Wire::Plain(tcp)).await;
     };

@@ -13,6 +13,8 @@ pub enum Profile {
     Hub,
     Ghcr,
     Quay,
+    /// Wants a login: user `AWS` with the password that the test names.
+    Ecr,
     EcrPublic,
     Google,
     Mcr,
@@ -26,6 +28,7 @@ pub enum Profile {
 }
 
 impl Profile {
+    /// Those that need no login.
     pub const ALL: [Self; 13] = [
         Self::Hub,
         Self::Ghcr,
@@ -47,6 +50,7 @@ impl Profile {
             Self::Hub => hub(fake),
             Self::Ghcr => ghcr(fake),
             Self::Quay => quay(fake),
+            Self::Ecr => ecr(fake),
             Self::EcrPublic => ecr_public(fake),
             Self::Google => google(fake),
             Self::Mcr => mcr(fake),
@@ -111,6 +115,19 @@ fn quay(fake: &Fake) {
     });
     fake.rule(When::manifest().get().once(), Then::status(502));
     fake.rule(When::blob().get().once(), Then::status(503));
+}
+
+fn ecr(fake: &Fake) {
+    fake.auth(|auth| {
+        auth.mode = Mode::Basic;
+        auth.rejection = Rejection::Denied;
+        auth.hidden = Hidden::NameUnknown;
+    });
+    fake.switch(|switch| {
+        switch.delivery = redirect(307, LocationForm::Absolute);
+        switch.no_digest_on_get = true;
+    });
+    fake.rule(When::kind(Kind::Tags), Then::set("Content-Type", "text/plain"));
 }
 
 fn ecr_public(fake: &Fake) {

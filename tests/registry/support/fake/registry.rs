@@ -351,7 +351,9 @@ fn direct(blob: &Blob, req: &Req, mode: RangeMode) -> Reply {
             reply = reply.with("Content-Range", told);
         }
         RangeMode::NoContentRange => reply.part = start..end,
-        RangeMode::Honour => {
+        RangeMode::Honour | RangeMode::Short(_) => {
+            let most = if let RangeMode::Short(most) = mode { most } else { size };
+            let end = end.min(start.saturating_add(most));
             reply.part = start..end;
             reply = reply.with("Content-Range", format!("bytes {start}-{}/{size}", end - 1));
         }

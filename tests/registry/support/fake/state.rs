@@ -41,6 +41,8 @@ pub enum LocationForm {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RangeMode {
     Honour,
+    /// 206 with at most this many bytes, which it says.
+    Short(u64),
     /// 200 with everything.
     Ignore,
     /// 206 that begins one byte late and says so.
@@ -124,6 +126,8 @@ pub struct Switches {
     /// A signed URL is good once.
     pub single_use_urls: bool,
     pub keep_alive: bool,
+    /// Bytes that a socket may hold before they are on their way; `None` is the system's own choice.
+    pub send_buffer: Option<usize>,
     /// `ratelimit-*` headers; GET of a manifest costs one.
     pub ratelimit: Option<u64>,
     /// Header names in upper case.
@@ -159,6 +163,7 @@ impl Default for Switches {
             get_only_urls: false,
             single_use_urls: false,
             keep_alive: true,
+            send_buffer: None,
             ratelimit: None,
             loud_headers: false,
             no_digest_on_get: false,
