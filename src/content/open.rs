@@ -57,17 +57,18 @@ impl Content {
         let (true, Some(_proof), Some(_size)) = (record.present, record.proof, record.size) else {
             return Ok(BlobLookup { record, span: None });
         };
-        let opened = self.open_unchanged(digest).await?;
+        let BlobRecord { size, present, mark, .. } = record;
+        let opened = self.open_unchanged(digest, ObjectRecord { size, present, mark }).await?;
         record.present = opened.is_some();
         let span = opened.map(|opened| Span::new(opened.file, 0, opened.stat.size));
         Ok(BlobLookup { record, span })
     }
 
-    async fn open_unchanged(&self, digest: &Digest) -> Result<Option<Opened>, Error> {
-        let Some(object) = self.metadata().object(digest).await?.filter(|object| object.present)
-        else {
-            return Ok(None);
-        };
+    async fn open_unchanged(
+        &self,
+        digest: &Digest,
+        object: ObjectRecord,
+    ) -> Result<Option<Opened>, Error> {
         if self.unreadable().holds(digest) {
             return Ok(None);
         }

@@ -11,7 +11,7 @@ use super::error::Error;
 use super::metrics::Mismatch;
 use super::small::mark;
 use super::store::Content;
-use crate::blobs::{Blobs, Opened};
+use crate::blobs::{Blobs, Names, Opened};
 use crate::oci::Digest;
 
 /// Names that are in memory at a time.
@@ -45,13 +45,8 @@ impl Content {
         let mut report = AdoptReport::default();
         let mut names = self.blobs().names();
         loop {
-            let blobs = self.blobs();
-            let page = self.blocking(move || {
-                let page = blobs.next_names(&mut names, PAGE)?;
-                Ok((names, page))
-            });
-            let (rest, page) = page.await?;
-            names = rest;
+            let page;
+            (names, page) = self.next_page(names).await?;
             if page.is_empty() {
                 return Ok(report);
             }
@@ -84,13 +79,8 @@ impl Content {
     pub async fn count_orphans(&self, cancel: &CancellationToken) -> Result<u64, Error> {
         let (mut names, mut count) = (self.blobs().names(), 0);
         loop {
-            let blobs = self.blobs();
-            let page = self.blocking(move || {
-                let page = blobs.next_names(&mut names, PAGE)?;
-                Ok((names, page))
-            });
-            let (rest, page) = page.await?;
-            names = rest;
+            let page;
+            (names, page) = self.next_page(names).await?;
             if page.is_empty() || cancel.is_cancelled() {
                 return Ok(count);
             }
@@ -98,6 +88,16 @@ impl Content {
                 count += u64::from(!self.is_present(&digest).await?);
             }
         }
+    }
+
+    /// The next digests that have files, and where the walk goes on; no digest is the end.
+    async fn next_page(&self, mut names: Names) -> Result<(Names, Vec<Digest>), Error> {
+        let blobs = self.blobs();
+        let page = self.blocking(move || {
+            let page = blobs.next_names(&mut names, PAGE)?;
+            Ok((names, page))
+        });
+        page.await
     }
 
     async fn is_present(&self, digest: &Digest) -> Result<bool, Error> {

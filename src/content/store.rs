@@ -210,11 +210,6 @@ impl Content {
         admitted
     }
 
-    /// Free bytes on the disk, and how many of them are left to others.
-    pub fn free_space(&self) -> (u64, u64) {
-        self.0.space.figures()
-    }
-
     /// Makes a whole and verified download durable and present. The file must have `size` bytes.
     ///
     /// `Metadata`: the file is stored, but no row knows of it, so it is fetched again next time. It is left in place because a failed

@@ -407,7 +407,7 @@ async fn below_the_reserve_nothing_is_stored_until_there_is_room() {
     disk.set_volume(volume(100_005));
     let settings = Settings::new(root.path().join("data"));
     let store = Store::try_open(Arc::clone(&disk) as _, settings.clone()).unwrap();
-    assert_eq!(store.free_space(), (100_005, 100_000));
+    assert_eq!(store.space().figures(), (100_005, 100_000));
     assert!(store.admits(Some(5)) && !store.admits(Some(6)) && !store.admits(None));
     assert!(matches!(download(&store, LAYER).await, Err(Error::NoSpace)));
     assert!(matches!(store_manifest(&store).await, Err(Error::NoSpace)));

@@ -59,7 +59,7 @@ pub struct RevisionRecord {
 }
 
 /// What is known of a digest as content of a repository.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlobRecord {
     /// The verified length if the content was ever here, else what a manifest of this repository says.
     pub size: Option<u64>,
@@ -69,6 +69,8 @@ pub struct BlobRecord {
     pub proof: Option<Proof>,
     /// It is a manifest of this repository, which the blob endpoint does not serve.
     pub revision: bool,
+    /// See [`ObjectRecord::mark`].
+    pub mark: Option<FileMark>,
 }
 
 /// What is known of a digest apart from any repository.

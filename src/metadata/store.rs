@@ -253,6 +253,7 @@ impl Metadata {
             present: object.is_some_and(|object| object.present),
             proof: member.as_ref().map(|member| member.proof),
             revision: member.is_some_and(|member| member.revision.is_some()),
+            mark: object.and_then(|object| object.mark),
         })
     }
 

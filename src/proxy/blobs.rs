@@ -118,9 +118,7 @@ impl Shared {
             Ok(lookup) => Ok(lookup),
             Err(error) => {
                 tracing::warn!(?error, %digest, "the store cannot be asked; going upstream");
-                let record =
-                    BlobRecord { size: None, present: false, proof: None, revision: false };
-                Ok(BlobLookup { record, span: None })
+                Ok(BlobLookup { record: BlobRecord::default(), span: None })
             }
         }
     }

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::bypass::{Bypass, Given, past_the_store};
 use super::fill::{Following, Seat};
 use super::flight::{Failure, View};
+use super::interval::length;
 use super::shared::Shared;
 use super::source::Proxied;
 use crate::oci::{ByteRange, Digest};
@@ -295,8 +296,4 @@ fn in_memory(bytes: &Bytes, range: ByteRange) -> Frames {
     let part = bytes.slice(place(range.start)..place(range.end));
     let frame = (!part.is_empty()).then_some(Ok(part));
     Box::pin(futures_util::stream::iter(frame))
-}
-
-fn length(bytes: &Bytes) -> u64 {
-    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }

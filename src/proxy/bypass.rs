@@ -9,27 +9,22 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::try_unfold;
 
 use super::body::Frames;
 use super::claims::SKIP_MAX;
+use super::fill::{BARREN_ATTEMPTS_MAX, PROGRESS_BYTES, RESUME_PAUSE};
 use super::flight::HOLD_BACK;
 use super::givers::Givers;
+use super::interval::length;
 use super::source::Proxied;
 use crate::oci::{ByteRange, Digest, DigestHasher};
 use crate::upstream::{self, BlobBody, BlobRange};
 
 /// Upstream requests for one request of a client, continuations of broken bodies not counted.
 pub(super) const REQUESTS_MAX: u32 = 16;
-/// Breaks in a row, each after less than [`PROGRESS_BYTES`], before the client is cut too.
-const BARREN_ATTEMPTS_MAX: u32 = 5;
-const PROGRESS_BYTES: u64 = 1024 * 1024;
-/// Pause before a body is continued, multiplied by the number of breaks in a row.
-const RESUME_PAUSE: Duration = Duration::from_millis(50);
-
 /// See the file's text.
 #[derive(Debug)]
 pub(super) struct Bypass {
@@ -97,7 +92,7 @@ impl Stretch {
     }
 
     fn unread(&mut self, bytes: Bytes) {
-        self.at -= length(bytes.len());
+        self.at -= length(&bytes);
         self.unread = bytes;
     }
 }
@@ -212,7 +207,7 @@ impl Bypass {
     async fn next(&self, stretch: &mut Stretch) -> Result<Bytes, &'static str> {
         let unread = std::mem::take(&mut stretch.unread);
         if !unread.is_empty() {
-            stretch.at += length(unread.len());
+            stretch.at += length(&unread);
             return Ok(unread);
         }
         loop {
@@ -224,12 +219,11 @@ impl Bypass {
                 Ok(Some(mut chunk)) => {
                     let cut =
                         usize::try_from(stretch.repeats).unwrap_or(usize::MAX).min(chunk.len());
-                    drop(chunk.split_to(cut));
-                    stretch.repeats -= length(cut);
+                    stretch.repeats -= length(&chunk.split_to(cut));
                     if chunk.is_empty() {
                         continue;
                     }
-                    stretch.at += length(chunk.len());
+                    stretch.at += length(&chunk);
                     if stretch.at > self.size {
                         return Err("length_mismatch");
                     }
@@ -311,7 +305,7 @@ impl Check {
             };
             hasher.update(&chunk[place(range.start)..place(range.end)]);
         }
-        self.at += length(chunk.len());
+        self.at += length(chunk);
     }
 }
 
@@ -369,7 +363,7 @@ async fn pass_on(state: &mut Passing, bypass: &Bypass) -> Result<Option<Bytes>, 
             if chunk.is_empty() {
                 continue;
             }
-            state.position += length(chunk.len());
+            state.position += length(&chunk);
             if let Some(passed) = &mut state.passed {
                 passed.update(&chunk);
             }
@@ -378,13 +372,13 @@ async fn pass_on(state: &mut Passing, bypass: &Bypass) -> Result<Option<Bytes>, 
             }
             return Ok(Some(chunk));
         }
-        let out = state.position + length(state.held.len());
+        let out = state.position + length(&state.held);
         let safe_to = state.end.saturating_sub(HOLD_BACK);
         let safe = usize::try_from(safe_to.saturating_sub(out)).unwrap_or(usize::MAX);
         let frame = chunk.split_to(safe.min(chunk.len()));
         state.held.extend_from_slice(&chunk);
         if !frame.is_empty() {
-            state.position += length(frame.len());
+            state.position += length(&frame);
             return Ok(Some(frame));
         }
         if stretch.at >= bypass.size {
@@ -405,7 +399,7 @@ fn finish(state: &mut Passing, bypass: &Bypass) -> Result<Option<Bytes>, &'stati
         return Err("digest_mismatch");
     }
     let tail = state.held.split().freeze();
-    state.position += length(tail.len());
+    state.position += length(&tail);
     Ok(Some(tail))
 }
 
@@ -419,7 +413,7 @@ pub(super) async fn whole(
     let mut bytes = BytesMut::new();
     while let Some(chunk) = body.chunk().await? {
         bytes.extend_from_slice(&chunk);
-        if length(bytes.len()) > size {
+        if length(&bytes) > size {
             return Err(upstream::Error::Junk("more bytes than it announced"));
         }
     }
@@ -428,8 +422,4 @@ pub(super) async fn whole(
         return Err(upstream::Error::Junk("digest_mismatch"));
     }
     Ok(bytes.freeze())
-}
-
-fn length(count: usize) -> u64 {
-    u64::try_from(count).unwrap_or(u64::MAX)
 }

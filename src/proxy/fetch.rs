@@ -10,6 +10,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::claims::{Part, Step};
 use super::fill::Running;
+use super::interval::length;
 use super::writer::Message;
 use crate::content::Content;
 use crate::oci::Digest;
@@ -135,7 +136,7 @@ impl Fetcher<'_> {
     async fn hand_over(&self, id: u64, mut chunk: bytes::Bytes) -> Option<End> {
         let flight = &self.running.flight;
         while !chunk.is_empty() {
-            let length = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
+            let length = length(&chunk);
             let (at, step, unbounded) = flight.claims(|claims| {
                 (claims.cursor(id), claims.take(id, length), claims.size().is_none())
             });

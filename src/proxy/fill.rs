@@ -28,12 +28,13 @@ use crate::upstream::{self, BlobBody};
 
 /// Chunks between the fetchers and the writer; with chunks of at most a few hundred KiB this bounds a flight's memory.
 const QUEUE_CHUNKS: usize = 8;
-/// Breaks in a row, each after less than [`PROGRESS_BYTES`], before the flight gives up, or its side fetchers.
-const BARREN_ATTEMPTS_MAX: u32 = 5;
+/// Breaks in a row, each after less than [`PROGRESS_BYTES`], before a flight gives up, or its side fetchers, or a
+/// body past the store.
+pub(super) const BARREN_ATTEMPTS_MAX: u32 = 5;
 /// Bytes between two breaks that count as progress.
-const PROGRESS_BYTES: u64 = 1024 * 1024;
+pub(super) const PROGRESS_BYTES: u64 = 1024 * 1024;
 /// Pause before a body is continued, doubled with each further break in a row.
-const RESUME_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const RESUME_PAUSE: Duration = Duration::from_millis(50);
 
 /// The least that an answer with less than was asked must bring to count as progress.
 const PIECE_BYTES_MIN: u64 = 256 * 1024;

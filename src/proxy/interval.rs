@@ -6,6 +6,11 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+/// How many bytes these are.
+pub(super) fn length(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
 /// A set of bytes, kept as disjoint intervals `start -> end` (end excluded).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct IntervalSet(BTreeMap<u64, u64>);

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::interval::length;
+
 /// Bytes that are kept for followers; the download waits when there are more that somebody needs.
 pub(super) const RING_BYTES: u64 = 4 * 1024 * 1024;
 /// A follower that takes nothing for this long while another one waits is left behind.
@@ -63,10 +65,6 @@ impl Ring {
         let skip = usize::try_from(position - start).ok()?;
         (skip < bytes.len()).then(|| bytes.slice(skip..))
     }
-}
-
-fn length(bytes: &Bytes) -> u64 {
-    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

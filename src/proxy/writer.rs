@@ -15,7 +15,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio_util::sync::CancellationToken;
 
 use super::fill::Running;
-use super::interval::IntervalSet;
+use super::interval::{IntervalSet, length};
 use crate::content::Stage;
 use crate::oci::{Digest, DigestHasher};
 use crate::span::{FramePool, Span};
@@ -283,8 +283,4 @@ impl Passer {
         }
         Ok(true)
     }
-}
-
-fn length(bytes: &[u8]) -> u64 {
-    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }

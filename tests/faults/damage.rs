@@ -11,7 +11,7 @@ use crate::support::client::{Client, End};
 use crate::support::content::{Blob, Image, MIB};
 use crate::support::fake::Fake;
 use crate::support::product::{Fault, FaultyDisk, Operation, Plan, RealDisk};
-use crate::support::pull::{describes_blob, is_blob, is_hit, pull};
+use crate::support::pull::{describes_blob, is_blob, is_hit, pull, pulled};
 use crate::support::world::World;
 
 const NAME: &str = "team/app";
@@ -89,15 +89,6 @@ fn image() -> (Image, Blob) {
     (Image::build("damage").layer(blob.clone()).finish(), blob)
 }
 
-async fn warm(image: &Image) -> (Fake, World) {
-    let fake = Fake::start().await;
-    fake.push(NAME, "latest", image);
-    let world = World::with(&fake).await;
-    pull(&world.client(), NAME, "latest", image).await;
-    world.downloads_over().await;
-    (fake, world)
-}
-
 /// The ways to ask for a blob, each of which may be the first to meet the damage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
@@ -139,7 +130,7 @@ async fn a_damaged_blob_is_fetched_again_and_nobody_gets_its_bytes() {
     let (image, blob) = image();
     for damage in ALL {
         for way in [Way::Get, Way::Head, Way::Range] {
-            let (fake, world) = warm(&image).await;
+            let (fake, world) = pulled(NAME, &image).await;
             damage.apply(&world.blob_file(&blob.digest));
             let what = format!("{damage:?}, {way:?}");
             way.is_right(&world.client(), &blob).await;
@@ -162,7 +153,7 @@ async fn a_damaged_blob_is_fetched_again_and_nobody_gets_its_bytes() {
 async fn a_damaged_blob_is_refused_while_upstream_is_down_and_heals_after() {
     let (image, blob) = image();
     for damage in ALL {
-        let (fake, world) = warm(&image).await;
+        let (fake, world) = pulled(NAME, &image).await;
         fake.stop().await;
         damage.apply(&world.blob_file(&blob.digest));
         for way in [Way::Head, Way::Range, Way::Get] {
@@ -178,7 +169,7 @@ async fn a_damaged_blob_is_refused_while_upstream_is_down_and_heals_after() {
 #[tokio::test]
 async fn the_same_bytes_in_another_file_are_served_without_upstream() {
     let (image, blob) = image();
-    let (fake, world) = warm(&image).await;
+    let (fake, world) = pulled(NAME, &image).await;
     fake.stop().await;
     let path = world.blob_file(&blob.digest);
     replace(&path, &blob.bytes());
@@ -226,7 +217,7 @@ async fn a_damaged_manifest_is_fetched_again_or_refused() {
     let (image, _blob) = image();
     for damage in ALL {
         for up in [true, false] {
-            let (fake, mut world) = warm(&image).await;
+            let (fake, mut world) = pulled(NAME, &image).await;
             // Otherwise it is served from memory.
             let stopping = world.stopping();
             assert_eq!(stopping.await, 0);
@@ -263,7 +254,7 @@ async fn junk_in_any_file_costs_one_refetch_at_most() {
     let junk = vec![0xAA; 50_000];
     for name in ["roadstead.db", "roadstead.db-wal", "roadstead.db-shm", "LOCK"] {
         for bytes in [&junk[..], b"", b"x"] {
-            let (fake, mut world) = warm(&image).await;
+            let (fake, mut world) = pulled(NAME, &image).await;
             let stopping = world.stopping();
             assert_eq!(stopping.await, 0);
             fs::write(world.data().join(name), bytes).expect("it is ours");
@@ -287,7 +278,7 @@ async fn junk_in_any_file_costs_one_refetch_at_most() {
 #[tokio::test]
 async fn foreign_files_harm_nothing() {
     let (image, blob) = image();
-    let (fake, mut world) = warm(&image).await;
+    let (fake, mut world) = pulled(NAME, &image).await;
     let other = Blob::synthetic(62, 1000);
     let (_, hex) = other.digest.split_once(':').expect("a digest has a colon");
     let data = world.data();

@@ -9,7 +9,7 @@ use futures_util::stream::FuturesUnordered;
 use crate::support::client::{End, Response};
 use crate::support::content::{Blob, Image, MIB};
 use crate::support::fake::{Fake, Kind, Mode, Reply, Then, When};
-use crate::support::pull::{is_blob, is_manifest, pull};
+use crate::support::pull::{is_blob, is_manifest, is_stale, pull};
 use crate::support::world::{World, WorldBuilder};
 
 const NAME: &str = "team/app";
@@ -33,12 +33,6 @@ fn below(parent: &World, origin: &Fake) -> WorldBuilder {
 
 async fn latest(world: &World) -> Response {
     world.client().manifest(NAME, "latest").send().await
-}
-
-fn is_stale(reply: &Response, image: &Image) {
-    assert_eq!(reply.status, 200, "{reply:?}");
-    is_manifest(reply, image);
-    assert!(reply.must("Warning").starts_with("299 "), "{reply:?}");
 }
 
 /// Takes connections and never says a word.

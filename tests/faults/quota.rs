@@ -9,7 +9,7 @@ use crate::support::content::{Blob, Image};
 use crate::support::fake::{
     BlobHead, Edit, Fake, Hidden, Kind, Mode, ReferrersMode, Reply, Then, When,
 };
-use crate::support::pull::{is_manifest, pull};
+use crate::support::pull::{is_manifest, is_stale, pull};
 use crate::support::world::World;
 
 const NAME: &str = "team/app";
@@ -26,12 +26,6 @@ async fn eager(image: &Image, settings: &str) -> (Fake, World) {
 
 async fn latest(world: &World) -> Response {
     world.client().manifest(NAME, "latest").send().await
-}
-
-fn is_stale(reply: &Response, image: &Image) {
-    assert_eq!(reply.status, 200, "{reply:?}");
-    is_manifest(reply, image);
-    assert!(reply.must("Warning").starts_with("299 "), "{reply:?}");
 }
 
 #[tokio::test]

@@ -5,17 +5,8 @@ use crate::support::client::Response;
 use crate::support::content::{Image, noise};
 use crate::support::fake::{Auth, Edit, Mode, Rejection, Reply, Then, When};
 use crate::support::gate::Gate;
-use crate::support::pull::{describes_manifest, is_manifest, pull};
+use crate::support::pull::{describes_manifest, is_manifest, is_stale, pull};
 use std::time::Duration;
-
-/// The last good revision, and told that it is stale.
-fn is_stale(reply: &Response, image: &Image) {
-    assert_eq!(reply.status, 200, "{reply:?}");
-    is_manifest(reply, image);
-    assert!(reply.must("Warning").starts_with("299 "), "{reply:?}");
-    let status = reply.must("Cache-Status");
-    assert!(status.starts_with("roadstead;") && status.contains("stale"), "{status}");
-}
 
 #[tokio::test]
 async fn an_outage_is_bridged_and_told() {

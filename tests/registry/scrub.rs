@@ -6,21 +6,12 @@ use std::time::Duration;
 
 use crate::support::content::{Blob, Image, MIB};
 use crate::support::fake::{Fake, Kind};
-use crate::support::pull::pull;
+use crate::support::pull::{pull, pulled};
 use crate::support::world::World;
 
 const NAME: &str = "team/app";
 const DAY: Duration = Duration::from_secs(86_400);
 const OBJECTS: &str = "roadstead_scrub_objects_total";
-
-async fn pulled(image: &Image) -> (Fake, World) {
-    let fake = Fake::start().await;
-    fake.push(NAME, "latest", image);
-    let world = World::with(&fake).await;
-    pull(&world.client(), NAME, "latest", image).await;
-    world.downloads_over().await;
-    (fake, world)
-}
 
 /// Changes one byte and keeps length and time of the file, as decay does: nothing but reading finds it.
 fn decay(file: &Path) {
@@ -37,7 +28,7 @@ fn decay(file: &Path) {
 async fn decay_is_found_and_the_next_pull_is_right() {
     let blob = Blob::synthetic(71, MIB);
     let image = Image::build("decay").layer(blob.clone()).finish();
-    let (fake, world) = pulled(&image).await;
+    let (fake, world) = pulled(NAME, &image).await;
     decay(&world.blob_file(&blob.digest));
     world.advance(31 * DAY);
     world.wake_upkeep();
@@ -65,7 +56,7 @@ async fn decay_is_found_and_the_next_pull_is_right() {
 #[tokio::test]
 async fn what_was_just_fetched_is_not_read_again() {
     let image = Image::single("fresh");
-    let (_fake, world) = pulled(&image).await;
+    let (_fake, world) = pulled(NAME, &image).await;
     world.advance(DAY);
     world.wake_upkeep();
     let looked = |metrics: &crate::support::world::Metrics| {
@@ -79,7 +70,7 @@ async fn what_was_just_fetched_is_not_read_again() {
 #[tokio::test]
 async fn a_reload_turns_the_scrub_off_and_on() {
     let image = Image::single("off and on");
-    let (_fake, mut world) = pulled(&image).await;
+    let (_fake, mut world) = pulled(NAME, &image).await;
     world.reload_with(|builder| builder.set("scrub_period", "\"off\"")).expect("it is valid");
     world.advance(400 * DAY);
     world.wake_upkeep();
@@ -99,7 +90,7 @@ async fn a_reload_turns_the_scrub_off_and_on() {
 async fn a_stop_in_the_middle_of_a_scrub_is_prompt_and_clean() {
     let blob = Blob::synthetic(72, 16 * MIB);
     let image = Image::build("long").layer(blob.clone()).finish();
-    let (_fake, world) = pulled(&image).await;
+    let (_fake, world) = pulled(NAME, &image).await;
     // Half of the period: the pace is the slowest there is.
     world.advance(16 * DAY);
     world.wake_upkeep();
@@ -114,7 +105,7 @@ async fn a_stop_in_the_middle_of_a_scrub_is_prompt_and_clean() {
 #[tokio::test]
 async fn after_junk_in_the_database_the_files_are_taken_in_again() {
     let image = Image::build("junk").layers(3).layer(Blob::synthetic(73, MIB)).finish();
-    let (fake, mut world) = pulled(&image).await;
+    let (fake, mut world) = pulled(NAME, &image).await;
     assert_eq!(world.stopping().await, 0);
     for companion in ["roadstead.db-wal", "roadstead.db-shm"] {
         drop(fs::remove_file(world.data().join(companion)));

@@ -2,6 +2,8 @@
 
 use super::client::{Client, Response};
 use super::content::{Blob, Image};
+use super::fake::Fake;
+use super::world::World;
 
 /// Pulls as skopeo does: GET of the tag, then of the children by digest, then of the blobs.
 pub async fn pull(client: &Client, repository: &str, reference: &str, image: &Image) {
@@ -17,6 +19,16 @@ pub async fn pull_by_head(client: &Client, repository: &str, tag: &str, image: &
     let reply = client.manifest(repository, &image.digest).expect(200).await;
     is_manifest(&reply, image);
     pull_below(client, repository, image).await;
+}
+
+/// A world that holds the image under the tag `latest`, and its upstream.
+pub async fn pulled(repository: &str, image: &Image) -> (Fake, World) {
+    let fake = Fake::start().await;
+    fake.push(repository, "latest", image);
+    let world = World::with(&fake).await;
+    pull(&world.client(), repository, "latest", image).await;
+    world.downloads_over().await;
+    (fake, world)
 }
 
 async fn pull_below(client: &Client, repository: &str, image: &Image) {
@@ -76,4 +88,14 @@ pub fn describes_blob(reply: &Response, blob: &Blob) {
 pub fn is_hit(reply: &Response) {
     let status = reply.must("Cache-Status");
     assert!(status.starts_with("roadstead; hit"), "not a hit: {status}");
+}
+
+/// Fails unless this answer is the last good revision, and tells that it is stale.
+#[track_caller]
+pub fn is_stale(reply: &Response, image: &Image) {
+    assert_eq!(reply.status, 200, "{reply:?}");
+    is_manifest(reply, image);
+    assert!(reply.must("Warning").starts_with("299 "), "{reply:?}");
+    let status = reply.must("Cache-Status");
+    assert!(status.starts_with("roadstead;") && status.contains("stale"), "{status}");
 }

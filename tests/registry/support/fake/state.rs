@@ -54,6 +54,17 @@ pub enum RangeMode {
     BadRequestXml,
 }
 
+impl RangeMode {
+    /// No part of a blob can be had, but the whole.
+    pub const UNUSABLE: [Self; 5] = [
+        Self::Ignore,
+        Self::Refuse416,
+        Self::BadRequestXml,
+        Self::WrongStart,
+        Self::NoContentRange,
+    ];
+}
+
 /// What HEAD of a blob says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlobHead {
