@@ -27,6 +27,8 @@ mod lock;
 mod metrics;
 mod open;
 mod orphans;
+#[doc(hidden)]
+pub mod populate;
 mod scrub;
 #[cfg(test)]
 mod scrub_tests;
@@ -46,7 +48,7 @@ pub use crate::metadata::StoredObject;
 pub use error::{Error, OpenError};
 pub use metrics::{Metrics, Mismatch};
 pub use open::BlobLookup;
-pub use orphans::{AdoptReport, Adopted};
+pub use orphans::{AdoptReport, Adopted, Haste};
 pub use scrub::Verdict;
 pub use small::StoredManifest;
 pub use space::{MIN_FREE_BYTES_MAX, MIN_FREE_PERCENT, MinFree};

@@ -1,10 +1,13 @@
 //! Files under `blobs/` that no row calls present: read, and taken into the rows if they are right.
 //!
-//! They are left by a crash between file and row, and are all there is after the metadata store was lost.
+//! They are left by a crash between file and row, and are all there is after the metadata store was lost. The walk over the names
+//! keeps one page of them in memory and leaves the hot records alone, so that a million files cost requests nothing.
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
@@ -16,6 +19,20 @@ use crate::oci::Digest;
 
 /// Names that are in memory at a time.
 const PAGE: usize = 256;
+
+/// How much of the machine a walk may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Haste {
+    /// Somebody waits for it.
+    Full,
+    /// After each page of names it rests several times as long as the page took, an adoption in it included.
+    Background,
+}
+
+/// How many times as long as it worked a walk in the background rests.
+const REST: u32 = 4;
+/// It never rests longer at a time: a page with a large file in it took long because of the disk.
+const REST_MAX: Duration = Duration::from_secs(1);
 
 /// A file that was adopted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,23 +51,32 @@ pub struct AdoptReport {
     pub bytes: u64,
 }
 
+/// Some of the names under `blobs/`.
+struct Page {
+    /// Where the walk goes on.
+    names: Names,
+    /// The digests among them that no row calls present.
+    absent: Vec<Digest>,
+}
+
 impl Content {
     /// Hashes the files that no row calls present: one that is right becomes present, one that is wrong goes to quarantine. `progress`
     /// hears of each that was adopted. A file that cannot be read just now is passed over. Ends early when `cancel` fires.
     pub async fn adopt_orphans(
         &self,
+        haste: Haste,
         progress: &(dyn Fn(Adopted) + Sync),
         cancel: &CancellationToken,
     ) -> Result<AdoptReport, Error> {
         let mut report = AdoptReport::default();
         let mut names = self.blobs().names();
         loop {
-            let page;
-            (names, page) = self.next_page(names).await?;
-            if page.is_empty() {
+            let (begun, page) = (Instant::now(), self.next_page(names).await?);
+            let Some(page) = page else {
                 return Ok(report);
-            }
-            for digest in page {
+            };
+            names = page.names;
+            for digest in page.absent {
                 if cancel.is_cancelled() {
                     return Ok(report);
                 }
@@ -72,32 +98,40 @@ impl Content {
                     }
                 }
             }
+            if haste == Haste::Background {
+                tokio::select! {
+                    () = cancel.cancelled() => return Ok(report),
+                    () = sleep((begun.elapsed() * REST).min(REST_MAX)) => {}
+                }
+            }
         }
     }
 
     /// Counts the files that no row calls present, without reading them. Ends early when `cancel` fires.
     pub async fn count_orphans(&self, cancel: &CancellationToken) -> Result<u64, Error> {
         let (mut names, mut count) = (self.blobs().names(), 0);
-        loop {
-            let page;
-            (names, page) = self.next_page(names).await?;
-            if page.is_empty() || cancel.is_cancelled() {
-                return Ok(count);
-            }
-            for digest in page {
-                count += u64::from(!self.is_present(&digest).await?);
-            }
+        while let Some(page) = self.next_page(names).await?
+            && !cancel.is_cancelled()
+        {
+            names = page.names;
+            count += u64::try_from(page.absent.len()).unwrap_or(u64::MAX);
         }
+        Ok(count)
     }
 
-    /// The next digests that have files, and where the walk goes on; no digest is the end.
-    async fn next_page(&self, mut names: Names) -> Result<(Names, Vec<Digest>), Error> {
+    /// What the next names say; `None` at the end.
+    async fn next_page(&self, mut names: Names) -> Result<Option<Page>, Error> {
         let blobs = self.blobs();
         let page = self.blocking(move || {
             let page = blobs.next_names(&mut names, PAGE)?;
             Ok((names, page))
         });
-        page.await
+        let (names, page) = page.await?;
+        if page.is_empty() {
+            return Ok(None);
+        }
+        let absent = self.metadata().absent_among(page).await?;
+        Ok(Some(Page { names, absent }))
     }
 
     async fn is_present(&self, digest: &Digest) -> Result<bool, Error> {
@@ -110,9 +144,6 @@ impl Content {
         digest: &Digest,
         cancel: &CancellationToken,
     ) -> Result<Option<(u64, bool)>, Error> {
-        if self.is_present(digest).await? {
-            return Ok(None);
-        }
         let (blobs, digest, cancel) = (self.blobs(), *digest, cancel.clone());
         let read = self.blocking(move || read(&blobs, &digest, &cancel)).await?;
         let Some((opened, sound)) = read else {

@@ -90,7 +90,7 @@ impl Content {
         mut pace: impl FnMut(usize) + Send + 'static,
         cancel: &CancellationToken,
     ) -> Result<Option<Seen>, Error> {
-        let Some(object) = self.metadata().object(digest).await?.filter(|object| object.present)
+        let Some(object) = self.metadata().peek(digest).await?.filter(|object| object.present)
         else {
             return Ok(None);
         };

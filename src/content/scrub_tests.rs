@@ -243,10 +243,10 @@ async fn a_file_without_a_row_that_cannot_be_read_stays() {
     fs::write(blob_path(root.path(), LAYER), LAYER).unwrap();
     disk.fail(Plan { at: 1, lasting: true, fault: Fault::Io, only: Some(Operation::Read) });
     let cancel = CancellationToken::new();
-    let report = store.adopt_orphans(&|_| {}, &cancel).await.unwrap();
+    let report = store.adopt_orphans(Haste::Full, &|_| {}, &cancel).await.unwrap();
     assert_eq!((report, quarantined(root.path())), (AdoptReport::default(), 0));
     disk.heal();
-    assert_eq!(store.adopt_orphans(&|_| {}, &cancel).await.unwrap().adopted, 1);
+    assert_eq!(store.adopt_orphans(Haste::Full, &|_| {}, &cancel).await.unwrap().adopted, 1);
     store.finish().await;
 }
 
@@ -308,13 +308,36 @@ async fn files_without_a_row_are_adopted_if_they_are_right() {
     let hear = |_adopted: Adopted| {
         heard.fetch_add(1, Ordering::SeqCst);
     };
-    let report = store.adopt_orphans(&hear, &cancel).await.unwrap();
+    let report = store.adopt_orphans(Haste::Full, &hear, &cancel).await.unwrap();
     assert_eq!(report, AdoptReport { adopted: 300, damaged: 1, bytes: 1207 });
     assert_eq!(heard.load(Ordering::SeqCst), 300);
     assert_eq!(store.metadata().usage().await.unwrap().objects, 302);
     assert!(foreign.exists() && quarantined(root.path()) == 1);
-    let again = store.adopt_orphans(&hear, &cancel).await.unwrap();
+    let again = store.adopt_orphans(Haste::Background, &hear, &cancel).await.unwrap();
     assert_eq!(again, AdoptReport::default());
+    store.finish().await;
+}
+
+#[tokio::test]
+async fn a_walk_in_the_background_can_be_stopped_and_finds_the_same() {
+    let root = tempfile::tempdir().unwrap();
+    let store = stored(root.path()).await;
+    for number in 0..300_u32 {
+        let bytes = number.to_be_bytes();
+        fs::write(blob_path(root.path(), &bytes), bytes).unwrap();
+    }
+    let (cancel, heard) = (CancellationToken::new(), AtomicUsize::new(0));
+    let hear = |_adopted: Adopted| {
+        if heard.fetch_add(1, Ordering::SeqCst) == 250 {
+            cancel.cancel();
+        }
+    };
+    let report = store.adopt_orphans(Haste::Background, &hear, &cancel).await.unwrap();
+    assert_eq!(report.adopted, 251);
+    let whole = CancellationToken::new();
+    assert_eq!(store.count_orphans(&whole).await.unwrap(), 49);
+    let report = store.adopt_orphans(Haste::Background, &hear, &whole).await.unwrap();
+    assert_eq!(report.adopted, 49);
     store.finish().await;
 }
 
@@ -328,7 +351,7 @@ async fn a_lost_metadata_file_is_begun_anew_and_the_content_adopted() {
     assert_eq!(fs::read(&kept).unwrap(), vec![0xAA; 100_000]);
     assert!(read_blob(&store, LAYER).await.is_none());
     let cancel = CancellationToken::new();
-    let report = store.adopt_orphans(&|_adopted| {}, &cancel).await.unwrap();
+    let report = store.adopt_orphans(Haste::Full, &|_adopted| {}, &cancel).await.unwrap();
     assert_eq!((report.adopted, report.damaged), (2, 0));
     // Who may have it is learned from upstream; nothing but the permission is fetched again.
     let digest = Digest::sha256_of(LAYER);

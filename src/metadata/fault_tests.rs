@@ -111,7 +111,7 @@ async fn every_step_of_the_writer_may_fail_and_nothing_is_half_done() {
                     assert_eq!(record.digest, Some(digest(now)));
                     let found = store.revision(&here, &digest("new")).await.unwrap();
                     assert_eq!(found.is_some(), !failed);
-                    store.hot().forget(&Key::Tag(here.clone(), latest.clone()));
+                    store.shared().hot.forget(&Key::Tag(here.clone(), latest.clone()));
                 }
                 // The disk recovers, and so does the writer, without a restart.
                 store.fail_writes(None);
@@ -195,7 +195,7 @@ async fn pending_entries_wait_for_the_disk_to_recover() {
     store.fail_writes(Some(Plan { at: 1, lasting: true, fault: Fault::Full }));
     store.confirm_tag(&here, &latest, at(9));
     assert_eq!(store.flush().await, Err(Error::Full));
-    store.hot().forget(&Key::Tag(here.clone(), latest.clone()));
+    store.shared().hot.forget(&Key::Tag(here.clone(), latest.clone()));
     let record = store.tag(&here, &latest).await.unwrap().unwrap();
     assert_eq!(record.confirmed, at(9));
     store.fail_writes(None);
@@ -233,7 +233,7 @@ async fn a_read_never_sees_less_than_an_answered_write() {
                 last = moved;
                 reads += 1;
                 if reads.is_multiple_of(3) {
-                    store.hot().forget(&Key::Tag(here.clone(), latest.clone()));
+                    store.shared().hot.forget(&Key::Tag(here.clone(), latest.clone()));
                 }
                 tokio::task::yield_now().await;
             }
@@ -297,9 +297,12 @@ async fn an_end_that_cannot_be_written_counts_all_the_same_and_is_written_later(
         assert!(!store.object(&digest("m1")).await.unwrap().unwrap().present);
         assert!(!store.revision(&here, &digest("m1")).await.unwrap().unwrap().present);
         assert_eq!(store.repositories(None, 9, true).await.unwrap(), []);
-        store.hot().forget(&Key::Tag(here.clone(), latest.clone()));
-        store.hot().forget(&Key::Object(digest("m1")));
-        store.hot().forget(&Key::Visibility(here.clone()));
+        assert!(!store.peek(&digest("m1")).await.unwrap().unwrap().present);
+        let absent = store.absent_among(vec![digest("m1"), digest("never seen")]).await.unwrap();
+        assert_eq!(absent, [digest("m1"), digest("never seen")]);
+        store.shared().hot.forget(&Key::Tag(here.clone(), latest.clone()));
+        store.shared().hot.forget(&Key::Object(digest("m1")));
+        store.shared().hot.forget(&Key::Visibility(here.clone()));
     }
     assert!(store.flush().await.is_err(), "they still wait");
     store.fail_writes(None);
@@ -331,5 +334,6 @@ async fn a_later_write_of_the_same_fact_overrules_an_end_that_waits() {
     let record = store.tag(&here, &latest).await.unwrap().unwrap();
     assert_eq!(record.digest, Some(digest("m1")));
     assert!(store.object(&digest("m1")).await.unwrap().unwrap().present);
+    assert_eq!(store.absent_among(vec![digest("m1")]).await.unwrap(), []);
     store.close().await;
 }

@@ -15,15 +15,25 @@ mod error;
 #[cfg(test)]
 mod fault_tests;
 mod hot;
+mod hot_manifest;
+#[cfg(test)]
+mod hot_race_tests;
 mod metrics;
 mod model;
 #[cfg(test)]
 mod model_tests;
 mod operation;
 mod pending;
+#[cfg(test)]
+mod plan_tests;
+#[doc(hidden)]
+pub mod populate;
+#[cfg(test)]
+mod populate_tests;
 mod query;
 mod queue;
 mod reader;
+mod recent;
 mod recovery;
 mod schema;
 #[cfg(test)]
@@ -34,11 +44,13 @@ mod store;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+mod walk;
 mod writer;
 
 pub use error::{Error, OpenError};
+pub use hot::Stamp;
 pub use model::{
-    BlobRecord, CredentialFingerprint, FileMark, ObjectRecord, Proof, RepositoryKey,
+    BlobRecord, CredentialFingerprint, FileMark, HotManifest, ObjectRecord, Proof, RepositoryKey,
     RevisionCommit, RevisionRecord, StoredObject, TagMove, TagRecord, TimelineEntry, Usage,
 };
 pub use schema::SCHEMA_VERSION;

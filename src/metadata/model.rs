@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::hot::Stamp;
 use crate::clock::Timestamp;
 use crate::oci::{Descriptor, Digest, MediaType, RegistryName, RepositoryName, Role, Tag};
 
@@ -56,6 +57,19 @@ pub struct RevisionRecord {
     /// The bytes are here.
     pub present: bool,
     pub proof: Proof,
+}
+
+/// A manifest whose bytes are here, with everything that decides whether and for how long it may be shown; all of it was in memory.
+#[derive(Clone, Debug)]
+pub struct HotManifest {
+    /// What the tag said, if one was named; it points at the manifest.
+    pub tag: Option<TagRecord>,
+    pub media_type: MediaType,
+    pub proof: Proof,
+    /// May anybody read the repository, and when was that found out? `None`: not in memory.
+    pub visibility: Option<(bool, Timestamp)>,
+    /// All this is so as long as it is current.
+    pub stamp: Stamp,
 }
 
 /// What is known of a digest as content of a repository.

@@ -144,9 +144,9 @@ impl Model {
             }
             Step::Forget { repository: owner, object, tag: forgotten } => {
                 let key = repository(REPOSITORIES[*owner]);
-                store.hot().forget(&Key::Object(digest(&name(*object))));
-                store.hot().forget(&Key::Member(key.clone(), digest(&name(*object))));
-                store.hot().forget(&Key::Tag(key, tag(TAGS[*forgotten])));
+                store.shared().hot.forget(&Key::Object(digest(&name(*object))));
+                store.shared().hot.forget(&Key::Member(key.clone(), digest(&name(*object))));
+                store.shared().hot.forget(&Key::Tag(key, tag(TAGS[*forgotten])));
             }
             Step::Flush => store.flush().await.unwrap(),
             Step::Reopen => {

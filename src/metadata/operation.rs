@@ -18,8 +18,8 @@ const HOT_CHILDREN_MAX: usize = 64;
 /// Access times are kept in steps, so that a hit is rarely a write.
 const ACCESS_STEP_MILLIS: i64 = 5 * 60 * 1000;
 
-const KIND_BLOB: i64 = 0;
-const KIND_MANIFEST: i64 = 1;
+pub(super) const KIND_BLOB: i64 = 0;
+pub(super) const KIND_MANIFEST: i64 = 1;
 const KIND_INDEX: i64 = 2;
 const STATE_ABSENT: i64 = 0;
 const STATE_PRESENT: i64 = super::query::STATE_PRESENT;
@@ -132,6 +132,11 @@ impl Operation {
             Self::SetVisibility { repository, .. } => vec![Key::Visibility(repository.clone())],
             Self::SetVerified { .. } | Self::Prove { .. } | Self::SetReferrers { .. } => Vec::new(),
         }
+    }
+
+    /// Is what it changed likely to be asked for next? Upkeep walks over everything, and must not push out what clients want.
+    pub(super) fn warms(&self) -> bool {
+        !matches!(self, Self::SetVerified { .. })
     }
 
     pub(super) fn apply(&self, rows: &Connection) -> Result<Changed, Failure> {

@@ -1,12 +1,16 @@
 //! Small facts that are written in batches: confirmations of tags and access times.
 //!
 //! Every revalidation and every hit would be a write otherwise. A confirmation counts at once, because readers look in here too; a
-//! crash costs one HEAD request, or a little precision of the access time. Both maps are bounded: what does not fit is dropped.
+//! crash costs one HEAD request, or a little precision of the access time.
+//!
+//! What must hold: a hit on content that was touched a moment ago takes no lock and allocates nothing; everybody who does take the
+//! lock holds it for a bounded time, however many entries there are; all of it is bounded, and what does not fit is dropped.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::model::RepositoryKey;
+use super::recent::Recent;
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Tag};
 
@@ -16,11 +20,16 @@ pub(super) const FLUSH_ENTRIES: usize = 10_000;
 const ENTRIES_MAX: usize = 50_000;
 
 #[derive(Debug, Default)]
-pub(super) struct Pending(Mutex<Entries>);
+pub(super) struct Pending {
+    entries: Mutex<Entries>,
+    recent: Recent,
+}
 
 #[derive(Debug, Default)]
 struct Entries {
-    confirmed: HashMap<(RepositoryKey, Tag), Timestamp>,
+    /// By repository and tag, so that a look needs no key of its own.
+    confirmed: HashMap<RepositoryKey, HashMap<Tag, Timestamp>>,
+    confirmations: usize,
     touched: HashMap<Digest, Timestamp>,
 }
 
@@ -34,16 +43,22 @@ pub(super) enum Added {
     Other,
 }
 
-/// Entries as they were when a flush began.
+/// Some of the entries, as they were when they were asked for.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub(super) confirmed: Vec<(RepositoryKey, Tag, Timestamp)>,
     pub(super) touched: Vec<(Digest, Timestamp)>,
 }
 
+impl Batch {
+    pub(super) fn is_empty(&self) -> bool {
+        self.confirmed.is_empty() && self.touched.is_empty()
+    }
+}
+
 impl Entries {
     fn len(&self) -> usize {
-        self.confirmed.len() + self.touched.len()
+        self.confirmations + self.touched.len()
     }
 
     fn added(&self, before: usize) -> Added {
@@ -54,43 +69,53 @@ impl Entries {
             _ => Added::Other,
         }
     }
+
+    fn confirmed(&self, repository: &RepositoryKey, tag: &Tag) -> Option<Timestamp> {
+        self.confirmed.get(repository)?.get(tag).copied()
+    }
+
+    fn confirmed_mut(&mut self, repository: &RepositoryKey, tag: &Tag) -> Option<&mut Timestamp> {
+        self.confirmed.get_mut(repository)?.get_mut(tag)
+    }
 }
 
 impl Pending {
     fn entries(&self) -> MutexGuard<'_, Entries> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn confirm(&self, repository: &RepositoryKey, tag: &Tag, at: Timestamp) -> Added {
         let mut entries = self.entries();
         let before = entries.len();
-        let key = (repository.clone(), tag.clone());
-        if let Some(known) = entries.confirmed.get_mut(&key) {
+        if let Some(known) = entries.confirmed_mut(repository, tag) {
             *known = at.max(*known);
         } else if before < ENTRIES_MAX {
-            entries.confirmed.insert(key, at);
+            let tags = entries.confirmed.entry(repository.clone()).or_default();
+            tags.insert(tag.clone(), at);
+            entries.confirmations += 1;
         }
         entries.added(before)
     }
 
     /// The confirmation of a tag that is not written yet.
     pub(super) fn confirmed(&self, repository: &RepositoryKey, tag: &Tag) -> Option<Timestamp> {
-        let entries = self.entries();
-        if entries.confirmed.is_empty() {
-            return None;
-        }
-        let key = (repository.clone(), tag.clone());
-        entries.confirmed.get(&key).copied()
+        self.entries().confirmed(repository, tag)
     }
 
     pub(super) fn touch(&self, digest: &Digest, at: Timestamp) -> Added {
+        if self.recent.holds(digest, at) {
+            return Added::Other;
+        }
         let mut entries = self.entries();
         let before = entries.len();
         if let Some(known) = entries.touched.get_mut(digest) {
             *known = at.max(*known);
         } else if before < ENTRIES_MAX {
             entries.touched.insert(*digest, at);
+        } else {
+            return Added::Other;
         }
+        self.recent.note(digest, at);
         entries.added(before)
     }
 
@@ -98,32 +123,50 @@ impl Pending {
         self.entries().len() == 0
     }
 
-    /// A copy of all entries; they count until [`Pending::written`] takes them out.
-    pub(super) fn batch(&self) -> Batch {
+    pub(super) fn len(&self) -> usize {
+        self.entries().len()
+    }
+
+    /// A copy of at most `limit` entries; they count until [`Pending::written`] takes them out. Both kinds have a share, because there may
+    /// always be new ones of the other.
+    pub(super) fn batch(&self, limit: usize) -> Batch {
         let entries = self.entries();
-        Batch {
-            confirmed: entries
-                .confirmed
-                .iter()
-                .map(|((repository, tag), at)| (repository.clone(), tag.clone(), *at))
-                .collect(),
-            touched: entries.touched.iter().map(|(key, at)| (*key, *at)).collect(),
-        }
+        let share = entries.touched.len().min(limit / 2);
+        let confirmed: Vec<_> = entries
+            .confirmed
+            .iter()
+            .flat_map(|(repository, tags)| tags.iter().map(move |(tag, at)| (repository, tag, at)))
+            .take(limit - share)
+            .map(|(repository, tag, at)| (repository.clone(), tag.clone(), *at))
+            .collect();
+        let room = limit - confirmed.len();
+        let touched = entries.touched.iter().take(room).map(|(key, at)| (*key, *at)).collect();
+        Batch { confirmed, touched }
     }
 
     /// Takes out what a batch has written, except entries that have changed since.
-    pub(super) fn written(&self, batch: Batch) {
+    pub(super) fn written(&self, batch: &Batch) {
         let mut entries = self.entries();
-        for (repository, tag, at) in batch.confirmed {
-            let key = (repository, tag);
-            if entries.confirmed.get(&key) == Some(&at) {
-                entries.confirmed.remove(&key);
+        for (repository, tag, at) in &batch.confirmed {
+            if entries.confirmed(repository, tag) != Some(*at) {
+                continue;
+            }
+            if let Some(tags) = entries.confirmed.get_mut(repository) {
+                tags.remove(tag);
+                if tags.is_empty() {
+                    entries.confirmed.remove(repository);
+                }
+                entries.confirmations -= 1;
             }
         }
-        for (digest, at) in batch.touched {
-            if entries.touched.get(&digest) == Some(&at) {
-                entries.touched.remove(&digest);
+        for (digest, at) in &batch.touched {
+            if entries.touched.get(digest) == Some(at) {
+                entries.touched.remove(digest);
             }
+        }
+        if entries.len() == 0 {
+            // The room of a rush is given back.
+            *entries = Entries::default();
         }
     }
 }
@@ -150,13 +193,13 @@ mod tests {
         assert_eq!(pending.confirm(&repository, &tag, at(5)), Added::First);
         assert_eq!(pending.confirm(&repository, &tag, at(3)), Added::Other);
         assert_eq!(pending.confirmed(&repository, &tag), Some(at(5)));
-        let batch = pending.batch();
+        let batch = pending.batch(10);
         pending.confirm(&repository, &tag, at(7));
-        pending.written(batch);
+        pending.written(&batch);
         assert_eq!(pending.confirmed(&repository, &tag), Some(at(7)));
-        let batch = pending.batch();
-        pending.written(batch);
+        pending.written(&pending.batch(10));
         assert!(pending.is_empty());
+        assert_eq!(pending.confirmed(&repository, &tag), None);
     }
 
     #[test]
@@ -168,6 +211,41 @@ mod tests {
             asked += usize::from(pending.touch(&digest, at(1)) == Added::Enough);
         }
         assert_eq!(asked, ENTRIES_MAX / FLUSH_ENTRIES);
-        assert_eq!(pending.batch().touched.len(), ENTRIES_MAX);
+        assert_eq!(pending.batch(usize::MAX).touched.len(), ENTRIES_MAX);
+        // What was dropped is not taken for known.
+        let dropped = Digest::sha256_of(&ENTRIES_MAX.to_be_bytes());
+        pending.written(&pending.batch(usize::MAX));
+        assert_eq!(pending.touch(&dropped, at(1)), Added::First);
+    }
+
+    #[test]
+    fn a_batch_is_as_small_as_wanted_and_several_are_all_of_it() {
+        let (pending, repository) = (Pending::default(), repository());
+        for number in 0..250_u32 {
+            let tag: Tag = format!("v{number}").parse().unwrap();
+            pending.confirm(&repository, &tag, at(1));
+            pending.touch(&Digest::sha256_of(&number.to_be_bytes()), at(1));
+        }
+        let (mut confirmed, mut touched) = (0, 0);
+        for _slice in 0..5 {
+            let batch = pending.batch(100);
+            assert_eq!(batch.confirmed.len(), 50);
+            assert_eq!(batch.confirmed.len() + batch.touched.len(), 100);
+            confirmed += batch.confirmed.len();
+            touched += batch.touched.len();
+            pending.written(&batch);
+        }
+        assert_eq!((confirmed, touched), (250, 250));
+        assert!(pending.is_empty() && pending.batch(1).is_empty());
+    }
+
+    #[test]
+    fn what_was_touched_a_moment_ago_is_no_entry_again() {
+        let (pending, digest) = (Pending::default(), Digest::sha256_of(b"x"));
+        assert_eq!(pending.touch(&digest, at(0)), Added::First);
+        pending.written(&pending.batch(1));
+        assert_eq!(pending.touch(&digest, at(59_000)), Added::Other);
+        assert!(pending.is_empty());
+        assert_eq!(pending.touch(&digest, at(60_000)), Added::First);
     }
 }

@@ -161,15 +161,24 @@ pub(super) fn repositories(
     limit: u32,
     public_only: bool,
 ) -> Result<Vec<RepositoryKey>> {
-    let mut statement = connection.prepare_cached(
-        "SELECT p.upstream, p.name FROM repositories p \
-         WHERE (p.upstream, p.name) > (?1, ?2) AND (NOT ?3 OR p.public = 1) \
-         AND EXISTS (SELECT 1 FROM revisions r WHERE r.repository = p.id) \
-         ORDER BY p.upstream, p.name LIMIT ?4",
-    )?;
+    // Two statements, because only the one that says so can use the index of public ones.
+    let mut statement = if public_only {
+        connection.prepare_cached(
+            "SELECT p.upstream, p.name FROM repositories p INDEXED BY repositories_public \
+             WHERE (p.upstream, p.name) > (?1, ?2) AND p.public = 1 \
+             AND EXISTS (SELECT 1 FROM revisions r WHERE r.repository = p.id) \
+             ORDER BY p.upstream, p.name LIMIT ?3",
+        )?
+    } else {
+        connection.prepare_cached(
+            "SELECT p.upstream, p.name FROM repositories p WHERE (p.upstream, p.name) > (?1, ?2) \
+             AND EXISTS (SELECT 1 FROM revisions r WHERE r.repository = p.id) \
+             ORDER BY p.upstream, p.name LIMIT ?3",
+        )?
+    };
     let (upstream, name) = after.map_or(("", ""), |key| (key.upstream.as_str(), key.name.as_str()));
     statement
-        .query_map(params![upstream, name, public_only, limit], |row| {
+        .query_map(params![upstream, name, limit], |row| {
             Ok(RepositoryKey { upstream: text(row, 0)?, name: text(row, 1)? })
         })?
         .collect()

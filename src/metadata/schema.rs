@@ -17,12 +17,12 @@ use super::error::OpenError;
 const APPLICATION_ID: i64 = 0x5264_5374;
 
 /// The steps from an empty database to the current schema.
-pub(super) const MIGRATIONS: [&str; 2] = [VERSION_1, VERSION_2];
+pub(super) const MIGRATIONS: [&str; 3] = [VERSION_1, VERSION_2, VERSION_3];
 
 /// The schema that this program reads and writes.
-pub const SCHEMA_VERSION: i64 = 2;
+pub const SCHEMA_VERSION: i64 = 3;
 
-const _: () = assert!(MIGRATIONS.len() == 2 && SCHEMA_VERSION == 2);
+const _: () = assert!(MIGRATIONS.len() == 3 && SCHEMA_VERSION == 3);
 
 /// - `objects`: everything with a digest (1 byte algorithm, then the raw hash). `state`: 0 known but not here, 1 present, 2 damaged
 ///   and put aside. `size` is the verified length and stays when the content goes; what manifests claim stands in `membership`,
@@ -135,6 +135,12 @@ INSERT INTO usage VALUES (1, 0, 0);
 const VERSION_2: &str = "
 UPDATE objects SET verified = created WHERE state = 1 AND verified IS NULL;
 CREATE INDEX objects_verified ON objects (verified) WHERE state = 1;
+";
+
+/// `repositories_public`: the list of those that anybody may read, beside which there may be any number of others: a verdict "private"
+/// is a row for each name that somebody asks for.
+const VERSION_3: &str = "
+CREATE INDEX repositories_public ON repositories (upstream, name) WHERE public = 1;
 ";
 
 /// Brings the database up to the last of `migrations`, making the tables if it is new.

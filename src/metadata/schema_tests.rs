@@ -18,6 +18,11 @@ use crate::clock::SystemClock;
 const LATER: &str = "ALTER TABLE objects ADD COLUMN pins INTEGER NOT NULL DEFAULT 7;
 CREATE TABLE pins (id INTEGER PRIMARY KEY, reason TEXT) STRICT;";
 
+/// The steps of today and those of another time.
+fn and(later: &[&'static str]) -> Vec<&'static str> {
+    MIGRATIONS.iter().chain(later).copied().collect()
+}
+
 fn database(root: &Path) -> PathBuf {
     root.join("roadstead.db")
 }
@@ -43,15 +48,15 @@ async fn an_older_store_is_migrated_and_a_copy_is_kept() {
     let root = tempfile::tempdir().unwrap();
     filled(root.path()).await;
     let path = database(root.path());
-    let steps = [MIGRATIONS[0], MIGRATIONS[1], LATER];
+    let steps = and(&[LATER]);
     for _again in 0..2 {
         let migrated = open_writer_with(&path, &steps).unwrap();
-        assert_eq!(value(&migrated, "PRAGMA user_version"), 3);
+        assert_eq!(value(&migrated, "PRAGMA user_version"), SCHEMA_VERSION + 1);
         assert_eq!(value(&migrated, "SELECT min(pins) FROM objects"), 7);
         assert_eq!(value(&migrated, "SELECT count(*) FROM tags"), 1);
     }
-    let copy = root.path().join("roadstead.db.v2.bak");
-    assert!(!root.path().join("roadstead.db.v2.bak.partial").exists());
+    let copy = root.path().join("roadstead.db.v3.bak");
+    assert!(!root.path().join("roadstead.db.v3.bak.partial").exists());
     assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o077, 0);
     // The copy is a whole store of the old version: put back, it works with the old program.
     fs::rename(&copy, &path).unwrap();
@@ -95,19 +100,18 @@ async fn a_step_that_fails_leaves_the_older_store_as_it_was() {
     filled(root.path()).await;
     let path = database(root.path());
     let broken = "CREATE TABLE half (id INTEGER); INSERT INTO nothing VALUES (1);";
-    let error =
-        open_writer_with(&path, &[MIGRATIONS[0], MIGRATIONS[1], LATER, broken]).unwrap_err();
+    let error = open_writer_with(&path, &and(&[LATER, broken])).unwrap_err();
     assert!(matches!(error, OpenError::Failed { .. }), "{error}");
     let left = Connection::open(&path).unwrap();
-    assert_eq!(value(&left, "PRAGMA user_version"), 3, "the first step stands");
+    assert_eq!(value(&left, "PRAGMA user_version"), SCHEMA_VERSION + 1, "the first step stands");
     let half = "SELECT count(*) FROM sqlite_schema WHERE name = 'half'";
     assert_eq!(value(&left, half), 0);
     drop(left);
     // A later program goes on from there; the copy of the first attempt is not lost.
-    let done = [MIGRATIONS[0], MIGRATIONS[1], LATER, "CREATE TABLE done (id INTEGER);"];
+    let done = and(&[LATER, "CREATE TABLE done (id INTEGER);"]);
     open_writer_with(&path, &done).unwrap();
-    assert!(root.path().join("roadstead.db.v2.bak").exists());
     assert!(root.path().join("roadstead.db.v3.bak").exists());
+    assert!(root.path().join("roadstead.db.v4.bak").exists());
 }
 
 #[tokio::test]
@@ -115,9 +119,9 @@ async fn a_newer_store_is_refused_in_one_line() {
     let root = tempfile::tempdir().unwrap();
     filled(root.path()).await;
     let path = database(root.path());
-    drop(open_writer_with(&path, &[MIGRATIONS[0], MIGRATIONS[1], LATER]).unwrap());
+    drop(open_writer_with(&path, &and(&[LATER])).unwrap());
     let error = open(path).unwrap_err();
-    assert!(matches!(error, OpenError::NewerSchema { found: 3, supported: 2, .. }), "{error}");
+    assert!(matches!(error, OpenError::NewerSchema { found: 4, supported: 3, .. }), "{error}");
     assert!(!error.to_string().contains('\n'));
 }
 

@@ -11,8 +11,6 @@ use tokio::sync::oneshot;
 
 use super::connection;
 use super::error::{Error, OpenError};
-#[cfg(test)]
-use super::hot::Hot;
 use super::hot::{Key, Member, Record};
 use super::metrics::Metrics;
 use super::model::*;
@@ -167,7 +165,7 @@ impl Metadata {
         }
     }
 
-    async fn read<T: Send + 'static>(
+    pub(super) async fn read<T: Send + 'static>(
         &self,
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
@@ -493,25 +491,6 @@ impl Metadata {
         self.write(Operation::SetVerified { digest: *digest, mark, at: self.0.clock.now() }).await
     }
 
-    /// Content that is here, in the order of the digests, after `after`.
-    pub async fn objects(
-        &self,
-        after: Option<&Digest>,
-        limit: u32,
-    ) -> Result<Vec<StoredObject>, Error> {
-        let after = after.copied();
-        self.read(move |rows| query::objects(rows, after.as_ref(), limit)).await
-    }
-
-    /// Content that is here and was last known to be right before `before`, the oldest first.
-    pub async fn oldest_verified(
-        &self,
-        before: Timestamp,
-        limit: u32,
-    ) -> Result<Vec<StoredObject>, Error> {
-        self.read(move |rows| query::oldest_verified(rows, before, limit)).await
-    }
-
     /// Upstream has shown the digest under the repository; `size` if it said one.
     pub async fn prove(
         &self,
@@ -585,9 +564,8 @@ impl Metadata {
         wait.await.unwrap()
     }
 
-    #[cfg(test)]
-    pub(super) fn hot(&self) -> &Hot {
-        &self.0.shared.hot
+    pub(super) fn shared(&self) -> &Shared {
+        &self.0.shared
     }
 }
 

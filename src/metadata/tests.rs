@@ -106,7 +106,7 @@ async fn a_revision_brings_its_tag_its_children_and_nothing_elsewhere() {
             Key::Object(digest("m1")),
             Key::Member(here.clone(), digest("l1")),
         ] {
-            store.hot().forget(&key);
+            store.shared().hot.forget(&key);
         }
     }
 
@@ -274,7 +274,7 @@ async fn verdicts_and_referrers_are_replaced() {
         store.set_visibility(&here, public, at(millis)).await.unwrap();
         let expected = Some((public, at(millis)));
         assert_eq!(store.visibility(&here).await.unwrap(), expected);
-        store.hot().forget(&Key::Visibility(here.clone()));
+        store.shared().hot.forget(&Key::Visibility(here.clone()));
         assert_eq!(store.visibility(&here).await.unwrap(), expected);
     }
     let subject = digest("m1");
@@ -314,13 +314,13 @@ async fn a_confirmation_counts_at_once_and_after_a_restart() {
     store.confirm_tag(&here, &latest, at(5));
     assert_eq!(confirmed(&store).await, (at(1), at(5)));
     // Also if the record is not hot and the row is not written yet.
-    store.hot().forget(&Key::Tag(here.clone(), latest.clone()));
+    store.shared().hot.forget(&Key::Tag(here.clone(), latest.clone()));
     assert_eq!(confirmed(&store).await, (at(1), at(5)));
     // A write of the same tag does not take it back.
     store.move_tag(&here, &latest, Some(digest("m1")), "x", at(3)).await.unwrap();
     assert_eq!(confirmed(&store).await, (at(1), at(5)));
     store.flush().await.unwrap();
-    store.hot().forget(&Key::Tag(here.clone(), latest.clone()));
+    store.shared().hot.forget(&Key::Tag(here.clone(), latest.clone()));
     assert_eq!(confirmed(&store).await, (at(1), at(5)));
     store.confirm_tag(&here, &latest, at(9));
     store.close().await;

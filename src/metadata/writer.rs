@@ -26,8 +26,8 @@ use super::shared::Shared;
 const GROUP_MAX: usize = 256;
 /// How long small facts wait to be written together.
 const FLUSH_AFTER: Duration = Duration::from_secs(2);
-/// Small facts in one transaction.
-const FLUSH_SLICE: usize = 1000;
+/// Small facts in one transaction. Between two of them the operations that wait have their turn: nobody's pull waits for access times.
+const FLUSH_SLICE: usize = 256;
 /// When a group is tried one by one, as many failures in a row end the trying: the disk is broken, not the operation.
 const SINGLE_FAILURES_MAX: u32 = 3;
 
@@ -64,6 +64,14 @@ struct Writer {
     failing: bool,
 }
 
+/// A flush on its way.
+#[derive(Default)]
+struct Flush {
+    /// Transactions that are left of it; none: there is no flush.
+    slices: usize,
+    answers: Vec<Answer>,
+}
+
 /// What a turn of the loop has to do.
 #[derive(Default)]
 struct Turn {
@@ -76,32 +84,43 @@ struct Turn {
 impl Writer {
     fn run(mut self, queue: &Receiver<Message>) {
         let mut flush_at: Option<Instant> = None;
+        let mut flush = Flush::default();
         loop {
-            let limit = flush_at.map(|at| at.saturating_duration_since(Instant::now()));
+            let limit = if flush.slices > 0 {
+                Some(Duration::ZERO)
+            } else {
+                flush_at.map(|at| at.saturating_duration_since(Instant::now()))
+            };
             let mut turn = Turn::default();
             match queue.receive(limit) {
                 Received::Message(message) => self.gather(&mut turn, message, queue),
-                Received::TimedOut => turn.flush = true,
-                Received::Closed => return self.end(None),
+                Received::TimedOut => {}
+                Received::Closed => return self.end(flush, None),
             }
             if !turn.group.is_empty() {
                 self.commit_group(turn.group);
             }
             if turn.flush || flush_at.is_some_and(|at| at <= Instant::now()) {
-                let result = self.flush();
-                for answer in turn.flush_answers {
-                    reply(answer, result.clone());
-                }
+                // At least one turn, because ends that could not be written wait for it too.
+                flush.slices = self.slices().max(1);
+                flush.answers.extend(turn.flush_answers);
                 flush_at = None;
             }
             if let Some(answer) = turn.close {
-                return self.end(Some(answer));
+                return self.end(flush, Some(answer));
+            }
+            if flush.slices > 0 {
+                self.flush_one(&mut flush);
             }
             let waiting = !(self.shared.pending.is_empty() && self.shared.ended.is_empty());
-            if flush_at.is_none() && waiting {
+            if flush.slices == 0 && flush_at.is_none() && waiting {
                 flush_at = Some(Instant::now() + FLUSH_AFTER);
             }
         }
+    }
+
+    fn slices(&self) -> usize {
+        self.shared.pending.len().div_ceil(FLUSH_SLICE)
     }
 
     /// Takes what is already in the queue, up to a group.
@@ -127,14 +146,16 @@ impl Writer {
     }
 
     /// Writes what is left, moves the log into the database and closes it.
-    fn end(mut self, answer: Option<Answer>) {
+    fn end(mut self, mut flush: Flush, answer: Option<Answer>) {
+        flush.answers.extend(answer);
+        let answers = std::mem::take(&mut flush.answers);
         let result = self.flush();
         if let Err(error) = self.connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
             tracing::warn!(%error, "the metadata store was closed with its log still full");
         }
         drop(self.connection);
-        if let Some(answer) = answer {
-            reply(answer, result);
+        for answer in answers {
+            reply(answer, result.clone());
         }
     }
 
@@ -263,7 +284,8 @@ impl Writer {
             results.push(result.map(|keys| {
                 for (position, key) in keys.into_iter().enumerate() {
                     if changed.insert(key.clone()) {
-                        records.push((key.clone(), operation::worth_reading(position, &key)));
+                        let worth = operation.warms() && operation::worth_reading(position, &key);
+                        records.push((key, worth));
                     }
                 }
             }));
@@ -334,28 +356,44 @@ impl Writer {
         }
     }
 
-    /// Writes the pending entries as they are now. What fails stays pending.
+    /// One transaction of a flush, and its answers after the last or a failure. What fails stays pending.
+    fn flush_one(&mut self, flush: &mut Flush) {
+        let mut result = self.flush_slice();
+        flush.slices = if result.is_ok() { flush.slices - 1 } else { 0 };
+        if flush.slices == 0 {
+            result = result.and(self.write_ended());
+            for answer in flush.answers.drain(..) {
+                reply(answer, result.clone());
+            }
+        }
+    }
+
+    /// Writes all pending entries as they are now.
     fn flush(&mut self) -> Result<(), Error> {
-        let Batch { confirmed, touched } = self.shared.pending.batch();
         let mut result = Ok(());
-        for slice in confirmed.chunks(FLUSH_SLICE) {
-            let batch = Batch { confirmed: slice.to_vec(), touched: Vec::new() };
-            result = result.and(self.flush_slice(batch));
-        }
-        for slice in touched.chunks(FLUSH_SLICE) {
-            let batch = Batch { confirmed: Vec::new(), touched: slice.to_vec() };
-            result = result.and(self.flush_slice(batch));
-        }
-        if !(confirmed.is_empty() && touched.is_empty()) {
-            self.note(result.as_ref().err());
+        for _slice in 0..self.slices() {
+            result = self.flush_slice();
+            if result.is_err() {
+                break;
+            }
         }
         result.and(self.write_ended())
     }
 
-    fn flush_slice(&mut self, batch: Batch) -> Result<(), Error> {
+    fn flush_slice(&mut self) -> Result<(), Error> {
+        let batch = self.shared.pending.batch(FLUSH_SLICE);
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let result = self.write_batch(&batch);
+        self.note(result.as_ref().err());
+        result
+    }
+
+    fn write_batch(&mut self, batch: &Batch) -> Result<(), Error> {
         self.set_durable(false)?;
         self.begin()?;
-        let written = self.write_slice(&batch).inspect_err(|error| self.shared.note_damage(error));
+        let written = self.write_slice(batch).inspect_err(|error| self.shared.note_damage(error));
         let written = written.map_err(Error::from);
         self.finish(written)?;
         for (repository, tag, at) in &batch.confirmed {

@@ -31,11 +31,22 @@ pub enum Listed {
     Known(&'static str),
 }
 
+/// The part of a list of tags that a client asks for. What is known here is read no further: a client turns the pages of a long list,
+/// and reading it whole for each would cost its square.
+#[derive(Clone, Copy, Debug)]
+pub struct TagsWanted<'a> {
+    /// Only those behind this one.
+    pub after: Option<&'a str>,
+    /// No more than these; at most [`TAGS_MAX`] in any case.
+    pub limit: usize,
+}
+
 impl Shared {
-    /// All tags of the repository in lexical order.
+    /// Tags of the repository in lexical order: all of them, or at least those wanted.
     pub(super) async fn tags(
         self: &Arc<Self>,
         repository: &Proxied,
+        wanted: TagsWanted<'_>,
     ) -> Result<(Arc<Vec<String>>, Listed), Error> {
         let fresh_for = repository.policy().tags.fresh_for;
         if let Some((when, tags)) = self.tag_lists.get(repository.key()) {
@@ -47,7 +58,7 @@ impl Shared {
             }
         }
         if repository.policy().offline {
-            return self.known_tags(repository, "offline").await;
+            return self.known_tags(repository, wanted, "offline").await;
         }
         let work = {
             let (shared, repository) = (Arc::clone(self), repository.clone());
@@ -57,10 +68,10 @@ impl Shared {
         match self.once(|shared| &shared.lists, key, work).await.0 {
             Ok(tags) => Ok((tags, Listed::Upstream)),
             Err(error @ (upstream::Error::Absent | upstream::Error::Denied)) => Err(error.into()),
-            Err(error) => match self.known_tags(repository, error.reason()).await {
-                Ok((tags, listed)) if !tags.is_empty() => Ok((tags, listed)),
-                _ => Err(error.into()),
-            },
+            Err(error) => {
+                let known = self.known_tags(repository, wanted, error.reason()).await;
+                known.map_err(|_nothing_known| error.into())
+            }
         }
     }
 
@@ -77,22 +88,36 @@ impl Shared {
         Ok(tags)
     }
 
+    /// What is known of the tags wanted; an error if no tag of the repository is known.
     async fn known_tags(
         &self,
         repository: &Proxied,
+        wanted: TagsWanted<'_>,
         reason: &'static str,
     ) -> Result<(Arc<Vec<String>>, Listed), Error> {
-        let limit = u32::try_from(TAGS_MAX).unwrap_or(u32::MAX);
-        let tags = self.content().metadata().tags(repository.key(), None, limit).await;
-        let tags = tags.map_err(|error| {
-            tracing::warn!(?error, "the tags cannot be read");
-            Error::Store("the tags cannot be read".to_owned())
-        })?;
-        if tags.is_empty() && repository.policy().offline {
-            return Err(Error::Offline);
+        let tags = self.read_tags(repository, wanted).await?;
+        // Behind the last one there is none, and yet the repository is here.
+        if tags.is_empty() {
+            let any = TagsWanted { after: None, limit: 1 };
+            if wanted.after.is_none() || self.read_tags(repository, any).await?.is_empty() {
+                return Err(Error::Offline);
+            }
         }
         let tags = tags.iter().map(ToString::to_string).collect();
         Ok((Arc::new(tags), Listed::Known(reason)))
+    }
+
+    async fn read_tags(
+        &self,
+        repository: &Proxied,
+        wanted: TagsWanted<'_>,
+    ) -> Result<Vec<Tag>, Error> {
+        let limit = u32::try_from(wanted.limit.min(TAGS_MAX)).unwrap_or(u32::MAX);
+        let tags = self.content().metadata().tags(repository.key(), wanted.after, limit).await;
+        tags.map_err(|error| {
+            tracing::warn!(?error, "the tags cannot be read");
+            Error::Store("the tags cannot be read".to_owned())
+        })
     }
 
     /// The referrers of `subject` as an OCI index.

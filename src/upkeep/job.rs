@@ -35,8 +35,11 @@ pub(super) struct Story {
 pub(super) struct Stopped;
 
 impl Upkeep {
-    /// Begins a job.
+    /// Begins a job. A look for files without a row makes way for it, another job does not.
     pub async fn begin(&self, kind: JobKind) -> Result<Job, Busy> {
+        if self.slot().available_permits() == 0 {
+            self.wanted().notify_waiters();
+        }
         let slot = timeout(BUSY_PATIENCE, self.take_slot()).await.ok().flatten().ok_or(Busy)?;
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let cancel = self.shutdown().child_token();

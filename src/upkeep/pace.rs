@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::settings::{SCRUB_RATE_MAX, SCRUB_RATE_MIN};
+use super::settings::{SCRUB_FILE_BYTES, SCRUB_RATE_MAX, SCRUB_RATE_MIN};
+use crate::metadata::Usage;
 
 /// What was not used is saved up for this long, so that one slow read is made good and an idle hour is not.
 const SAVED_MAX: Duration = Duration::from_secs(1);
@@ -39,11 +40,13 @@ impl Pace {
     }
 }
 
-/// The rate in bytes per second at which `stored` bytes, the oldest of which was verified `age` ago, are read before any of them is
+/// The rate in bytes per second at which all that is stored, the oldest of which was verified `age` ago, is read before any of it is
 /// older than `period`.
-pub(super) fn rate(stored: u64, age: Duration, period: Duration) -> u64 {
+pub(super) fn rate(stored: Usage, age: Duration, period: Duration) -> u64 {
     let left = period.saturating_sub(age).as_secs().max(1);
-    (stored / left).clamp(SCRUB_RATE_MIN, SCRUB_RATE_MAX)
+    let each = u64::try_from(SCRUB_FILE_BYTES).unwrap_or(u64::MAX);
+    let files = stored.objects.saturating_mul(each);
+    (stored.bytes.saturating_add(files) / left).clamp(SCRUB_RATE_MIN, SCRUB_RATE_MAX)
 }
 
 /// Content is due when it was last verified this long ago. At half of the period the other half is left to do it at an even pace.
@@ -87,12 +90,16 @@ mod tests {
         let period = 30 * DAY;
         let half = due_after(period);
         let tib: u64 = 1 << 40;
-        let steady = rate(tib, half, period);
+        let stored = |bytes| Usage { objects: 1, bytes };
+        let rate_of = |bytes, age, period| rate(stored(bytes), age, period);
+        let steady = rate_of(tib, half, period);
         assert!(u128::from(steady) * u128::from((period - half).as_secs()) >= u128::from(tib) / 2);
-        assert_eq!(rate(1, half, period), SCRUB_RATE_MIN);
-        assert_eq!(rate(tib, period * 2, period), SCRUB_RATE_MAX, "late is as fast as may be");
-        assert_eq!(rate(u64::MAX, Duration::ZERO, period), SCRUB_RATE_MAX);
-        assert!(rate(tib, period - DAY, period) > steady, "the less time, the faster");
+        assert_eq!(rate_of(1, half, period), SCRUB_RATE_MIN);
+        assert_eq!(rate_of(tib, period * 2, period), SCRUB_RATE_MAX, "late is as fast as may be");
+        assert_eq!(rate_of(u64::MAX, Duration::ZERO, period), SCRUB_RATE_MAX);
+        assert!(rate_of(tib, period - DAY, period) > steady, "the less time, the faster");
+        let small = Usage { objects: 200_000_000, bytes: 0 };
+        assert!(rate(small, half, period) > SCRUB_RATE_MIN, "files count");
     }
 
     #[tokio::test(start_paused = true)]

@@ -39,6 +39,8 @@ struct Inner {
     metrics: Metrics,
     /// The right to run a job.
     slot: Arc<Semaphore>,
+    /// Somebody waits for that right, which a walk in the background may give back.
+    wanted: Notify,
     /// The worker looks at once.
     wake: Notify,
     started: AtomicBool,
@@ -56,6 +58,7 @@ impl Upkeep {
             settings: Mutex::new(parts.settings),
             metrics,
             slot: Arc::new(Semaphore::new(1)),
+            wanted: Notify::new(),
             wake: Notify::new(),
             started: AtomicBool::new(false),
         }))
@@ -113,6 +116,10 @@ impl Upkeep {
 
     pub(super) fn slot(&self) -> &Arc<Semaphore> {
         &self.0.slot
+    }
+
+    pub(super) fn wanted(&self) -> &Notify {
+        &self.0.wanted
     }
 }
 

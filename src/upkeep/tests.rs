@@ -321,6 +321,37 @@ async fn files_without_a_row_are_taken_in_at_the_first_look() {
     house.finish().await;
 }
 
+/// The walk over so many rests for several seconds, and a command waits for two.
+#[tokio::test]
+async fn the_look_for_files_without_a_row_makes_way_for_a_job() {
+    let house = House::new(Settings { scrub_period: None });
+    for number in 0..12_000_u32 {
+        let bytes = number.to_be_bytes();
+        fs::write(house.file(&Digest::sha256_of(&bytes)), bytes).unwrap();
+    }
+    house.upkeep.start();
+    house.upkeep.wake();
+    let begun = async {
+        while house.content.metadata().usage().await.unwrap().objects == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(PATIENCE, begun).await.unwrap();
+    let job = house.upkeep.begin(JobKind::Verify).await.expect("the walk makes way");
+    assert!(house.content.metadata().usage().await.unwrap().objects < 12_000);
+    drop(job);
+    // And it comes again.
+    let before = house.content.metadata().usage().await.unwrap().objects;
+    house.upkeep.wake();
+    let more = async {
+        while house.content.metadata().usage().await.unwrap().objects <= before {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(PATIENCE, more).await.unwrap();
+    house.finish().await;
+}
+
 #[tokio::test]
 async fn what_cannot_be_looked_at_is_told_and_not_condemned() {
     let disk = FaultyDisk::new(Arc::new(RealDisk));

@@ -9,7 +9,7 @@ use super::events::{Event, Finding, JobKind, Report, file_of};
 use super::job::{Stopped, Story};
 use super::service::Upkeep;
 use super::settings::{PAGE, PROGRESS_EVERY};
-use crate::content::{Error, StoredObject, Verdict};
+use crate::content::{Error, Haste, StoredObject, Verdict};
 
 /// One job at work.
 pub(super) struct Work<'a> {
@@ -185,7 +185,7 @@ impl<'a> Work<'a> {
             read.objects.fetch_add(1, Ordering::Relaxed);
             read.bytes.fetch_add(adopted.size, Ordering::Relaxed);
         };
-        let adopting = self.upkeep.content().adopt_orphans(&count, &self.story.cancel);
+        let adopting = self.upkeep.content().adopt_orphans(Haste::Full, &count, &self.story.cancel);
         let report = self.watched(adopting).await;
         if self.story.is_stopped() {
             return Err(Failure::Stopped);

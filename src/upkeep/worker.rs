@@ -3,6 +3,7 @@
 //! One task for all of it, so that the store is read by one of them at a time. Times that were stored are compared with the wall
 //! clock; how often the worker looks is a matter of the monotonic one.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,9 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::pace::{Pace, due_after, rate};
 use super::service::Upkeep;
-use super::settings::{ADOPT_EVERY, AFTER_FAILURE, FIRST_LOOK, LOOK_EVERY, PAGE, SWEEP_EVERY};
+use super::settings::{
+    ADOPT_EVERY, AFTER_FAILURE, FIRST_LOOK, LOOK_EVERY, PAGE, SCRUB_FILE_BYTES, SWEEP_EVERY,
+};
 use crate::clock::Timestamp;
-use crate::content::{Error, StoredObject, Verdict};
+use crate::content::{Error, Haste, StoredObject, Verdict};
 use crate::oci::Digest;
 
 pub(super) struct Worker {
@@ -87,12 +90,16 @@ impl Worker {
         Ok(())
     }
 
-    /// Takes in files without a row. It is a job like those on demand, so it waits while one of them runs.
+    /// Takes in files without a row. It is a job like those on demand, so it waits while one of them runs; and because it takes its time,
+    /// it makes way for one, and comes again later.
     async fn adopt(&mut self, stop: &CancellationToken) -> Result<(), Error> {
         if !self.is_due(self.adopted, ADOPT_EVERY) {
             return Ok(());
         }
-        let Some(slot) = self.upkeep.take_slot().await else {
+        let upkeep = self.upkeep.clone();
+        // From here on, so that nobody who waits is overlooked.
+        let mut wanted = pin!(upkeep.wanted().notified());
+        let Some(slot) = upkeep.take_slot().await else {
             return Ok(());
         };
         let lost = self.upkeep.content().lost_metadata().is_some() && self.adopted.is_none();
@@ -102,9 +109,21 @@ impl Worker {
             );
         }
         let progress = Progress::new();
-        let report = self.upkeep.content().adopt_orphans(&|_| progress.note(), stop).await?;
+        // What was lost is wanted back at once; else it is a look for what a crash may have left.
+        let haste = if lost { Haste::Full } else { Haste::Background };
+        let heard = |_adopted| progress.note();
+        let walk = stop.child_token();
+        let mut adopting = pin!(upkeep.content().adopt_orphans(haste, &heard, &walk));
+        let report = tokio::select! {
+            report = &mut adopting => report,
+            () = &mut wanted, if !lost => {
+                walk.cancel();
+                adopting.await
+            }
+        };
         drop(slot);
-        if stop.is_cancelled() {
+        let report = report?;
+        if walk.is_cancelled() {
             return Ok(());
         }
         self.adopted = Some(self.upkeep.clock().now());
@@ -141,7 +160,7 @@ impl Worker {
             self.last_page.clear();
             return Ok(AFTER_FAILURE);
         }
-        let stored = self.upkeep.content().metadata().usage().await?.bytes;
+        let stored = self.upkeep.content().metadata().usage().await?;
         self.pace().set_rate(rate(stored, age(first, now), period));
         for digest in &due {
             if stop.is_cancelled() || self.upkeep.settings().scrub_period != Some(period) {
@@ -163,6 +182,11 @@ impl Worker {
     }
 
     async fn scrub_one(&self, digest: &Digest, stop: &CancellationToken) -> Result<(), Error> {
+        let begin = self.pace().spend(SCRUB_FILE_BYTES, Instant::now());
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = sleep_until(begin) => {}
+        }
         let (pace, metrics) = (Arc::clone(&self.pace), self.upkeep.metrics().clone());
         let (runtime, stopped) = (Handle::current(), stop.clone());
         let wait = move |bytes: usize| {

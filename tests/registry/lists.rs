@@ -176,6 +176,29 @@ async fn when_upstream_is_gone_the_tags_that_we_know_are_listed() {
 }
 
 #[tokio::test]
+async fn what_we_know_is_listed_in_pages_too_and_ends_with_an_empty_one() {
+    let (fake, mut world, image) = with_tags(5).await;
+    for tag in ["v000", "v001", "v003"] {
+        pull(&world.client(), NAME, tag, &image).await;
+    }
+    fake.stop().await;
+    world.restart().await;
+    let client = world.client();
+    let path = format!("/v2/{NAME}/tags/list");
+    let pages = pages(&client, &format!("{path}?n=1"), "tags").await;
+    assert_eq!(pages, [["v000"], ["v001"], ["v003"]]);
+    let behind = client.get(&format!("{path}?last=v001")).expect(200).await;
+    assert_eq!(names(&behind, "tags"), ["v003"]);
+    let end = client.get(&format!("{path}?last=v003&n=7")).expect(200).await;
+    assert_eq!((names(&end, "tags").len(), end.header("Link")), (0, None));
+    let none = client.get(&format!("{path}?n=0")).expect(200).await;
+    assert_eq!((names(&none, "tags").len(), none.header("Link")), (0, None));
+    let unknown = client.get("/v2/no/such/tags/list?last=v000").send().await;
+    assert!([404, 502].contains(&unknown.status), "{unknown:?}");
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn the_tags_of_an_absent_repository_are_404() {
     let (_fake, world, _image) = with_tags(1).await;
     let reply = world.client().get("/v2/no/such/tags/list").expect(404).await;
