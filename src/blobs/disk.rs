@@ -1,6 +1,6 @@
 //! The seam between the store and the operating system.
 //!
-//! Each method is one system call or close to it, so that a test can let the Nth of them fail. All of them block. Files are plain
+//! Each method is one system call or close to it, so that a test can let the Nth of them fail. All but `open_cached` and `stat` block. Files are plain
 //! [`File`]s because readers keep them (a [`crate::span::Span`] outlives the name of its file).
 
 use std::ffi::OsString;
@@ -25,6 +25,9 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// Opens a file for reading. What is no regular file (a symlink, a pipe, a directory) is `InvalidData`, at once.
     fn open(&self, path: &Path) -> io::Result<File>;
 
+    /// Opens as [`Disk::open`] does if that takes no wait for the disk. `None` tells nothing of the file: ask there.
+    fn open_cached(&self, path: &Path) -> io::Result<Option<File>>;
+
     /// Opens a file that exists for reading and writing; as particular as [`Disk::open`].
     fn open_writable(&self, path: &Path) -> io::Result<File>;
 
@@ -34,6 +37,9 @@ pub trait Disk: Send + Sync + fmt::Debug {
 
     /// Writes all of `bytes` at `offset`.
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Writes all of `parts` at `offset`, one behind the other, as one write: nothing is copied to put them together.
+    fn write_parts_at(&self, file: &File, offset: u64, parts: &[&[u8]]) -> io::Result<()>;
 
     /// Fills all of `buffer` from `offset`; a shorter file is `UnexpectedEof`.
     fn read_at(&self, file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<()>;

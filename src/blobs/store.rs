@@ -245,6 +245,16 @@ impl Blobs {
         self.disk.write_at(&partial.file, offset, bytes)
     }
 
+    /// Writes all of `parts` at `offset`, one behind the other.
+    pub fn write_parts_at(
+        &self,
+        partial: &Partial,
+        offset: u64,
+        parts: &[&[u8]],
+    ) -> io::Result<()> {
+        self.disk.write_parts_at(&partial.file, offset, parts)
+    }
+
     /// Gives a verified file its final name, durably, replacing what stands there (the same content, or damage). The caller has
     /// hashed what it wrote; a length other than `size` is `InvalidData`.
     ///
@@ -320,6 +330,15 @@ impl Blobs {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Opens published content if that takes no wait for the disk. `None` tells nothing of it: ask [`Blobs::open_published`].
+    pub fn open_cached(&self, digest: &Digest) -> io::Result<Option<Opened>> {
+        let Some(file) = self.disk.open_cached(&self.blob_path(digest))? else {
+            return Ok(None);
+        };
+        let stat = self.disk.stat(&file)?;
+        Ok(Some(Opened { file: Arc::new(file), stat }))
     }
 
     /// Reads all of an opened file, whose length the caller has checked.

@@ -9,10 +9,12 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::disk::{Disk, Entries, FileStat, Volume};
 use super::file_system::FileSystem;
+use super::store::Blobs;
+use crate::oci::Digest;
 
 /// Larger files that a rename replaces are kept as links, smaller ones in memory.
 const KEPT_BYTES_MAX: u64 = 64 * 1024;
@@ -91,6 +93,7 @@ pub struct Plan {
 pub struct FaultyDisk {
     inner: Arc<dyn Disk>,
     state: Mutex<State>,
+    released: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -103,6 +106,7 @@ struct State {
     file_system: Option<FileSystem>,
     elsewhere: Option<u64>,
     unreserved: bool,
+    syncs_held: bool,
     unsynced: Unsynced,
 }
 
@@ -146,11 +150,17 @@ enum Replaced {
 
 impl FaultyDisk {
     pub fn new(inner: Arc<dyn Disk>) -> Arc<Self> {
-        Arc::new(Self { inner, state: Mutex::default() })
+        Arc::new(Self { inner, state: Mutex::default(), released: Condvar::new() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes syncs of files wait, as those of a slow disk do, or lets them go on.
+    pub fn hold_syncs(&self, held: bool) {
+        self.state().syncs_held = held;
+        self.released.notify_all();
     }
 
     /// Makes operations fail from now on; replaces an earlier plan.
@@ -252,6 +262,13 @@ impl FaultyDisk {
         Ok(())
     }
 
+    /// What is not durable of the file with this state.
+    fn dirty<T>(&self, before: FileStat, note: impl FnOnce(&mut Dirty) -> T) -> T {
+        let mut state = self.state();
+        let fresh = || Dirty { length: before.size, ..Dirty::default() };
+        note(state.unsynced.dirty.entry(before.inode).or_insert_with(fresh))
+    }
+
     fn inode(&self, file: &File) -> io::Result<u64> {
         Ok(self.inner.stat(file)?.inode)
     }
@@ -280,6 +297,11 @@ impl Disk for FaultyDisk {
         self.inner.open(path)
     }
 
+    fn open_cached(&self, path: &Path) -> io::Result<Option<File>> {
+        self.check(Operation::Open)?;
+        self.inner.open_cached(path)
+    }
+
     fn open_writable(&self, path: &Path) -> io::Result<File> {
         self.check(Operation::Open)?;
         let file = self.inner.open_writable(path)?;
@@ -294,20 +316,36 @@ impl Disk for FaultyDisk {
     }
 
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write_parts_at(file, offset, &[bytes])
+    }
+
+    fn write_parts_at(&self, file: &File, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        let written = offset..offset + u64::try_from(length).map_err(io::Error::other)?;
         let before = self.inner.stat(file)?;
-        let end = offset + u64::try_from(bytes.len()).map_err(io::Error::other)?;
-        let mut state = self.state();
-        let fresh = || Dirty { length: before.size, ..Dirty::default() };
-        let dirty = state.unsynced.dirty.entry(before.inode).or_insert_with(fresh);
-        // What is written anew can be made durable anew; that a half of it may be lost is left out.
-        dirty.lost.retain(|part| !(offset <= part.start && part.end <= end));
-        dirty.written.push(offset..end);
-        drop(state);
-        if let Err(error) = self.check(Operation::Write) {
-            self.inner.write_at(file, offset, &bytes[..bytes.len() / 2])?;
-            return Err(error);
-        }
-        self.inner.write_at(file, offset, bytes)
+        self.dirty(before, |dirty| {
+            // What is written anew can be made durable anew; that a half of it may be lost is left out.
+            dirty.lost.retain(|part| !(written.start <= part.start && part.end <= written.end));
+            dirty.written.push(written.clone());
+        });
+        let outcome = match self.check(Operation::Write) {
+            Ok(()) => self.inner.write_parts_at(file, offset, parts),
+            Err(error) => {
+                let mut left = length / 2;
+                let cut = |part: &&'_ [u8]| {
+                    let taken = part.len().min(left);
+                    left -= taken;
+                    taken
+                };
+                let lengths: Vec<usize> = parts.iter().map(cut).collect();
+                let half: Vec<&[u8]> =
+                    parts.iter().zip(lengths).map(|(part, taken)| &part[..taken]).collect();
+                self.inner.write_parts_at(file, offset, &half).and(Err(error))
+            }
+        };
+        // Once more: a sync that ran meanwhile may have taken the first note for something that it has made durable.
+        self.dirty(before, |dirty| dirty.written.push(written));
+        outcome
     }
 
     fn read_at(&self, file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
@@ -324,26 +362,29 @@ impl Disk for FaultyDisk {
     }
 
     fn sync_data(&self, file: &File) -> io::Result<()> {
-        let inode = self.inode(file)?;
-        if let Err(error) = self.check(Operation::SyncData) {
-            if let Some(dirty) = self.state().unsynced.dirty.get_mut(&inode) {
-                let written = std::mem::take(&mut dirty.written);
-                dirty.lost.extend(written);
-            }
-            return Err(error);
-        }
-        self.inner.sync_data(file)?;
-        let length = self.inner.stat(file)?.size;
+        let held = self.released.wait_while(self.state(), |state| state.syncs_held);
+        drop(held.unwrap_or_else(PoisonError::into_inner));
+        let before = self.inner.stat(file)?;
+        // Only what was written before is made durable; others may be writing.
+        let known = self.state().unsynced.dirty.contains_key(&before.inode);
+        let written = if known {
+            self.dirty(before, |dirty| std::mem::take(&mut dirty.written))
+        } else {
+            Vec::new()
+        };
+        let outcome = self.check(Operation::SyncData).and_then(|()| self.inner.sync_data(file));
         let mut state = self.state();
-        if let Some(dirty) = state.unsynced.dirty.get_mut(&inode) {
-            dirty.written.clear();
-            dirty.length = length;
-            if dirty.lost.is_empty() {
-                state.unsynced.dirty.remove(&inode);
+        if let Some(dirty) = state.unsynced.dirty.get_mut(&before.inode) {
+            match &outcome {
+                Ok(()) => dirty.length = before.size,
+                Err(_lost) => dirty.lost.extend(written),
+            }
+            if dirty.lost.is_empty() && dirty.written.is_empty() {
+                state.unsynced.dirty.remove(&before.inode);
             }
         }
         drop(state);
-        Ok(())
+        outcome
     }
 
     fn stat(&self, file: &File) -> io::Result<FileStat> {
@@ -433,5 +474,16 @@ impl Disk for FaultyDisk {
             Some(file_system) => Ok(file_system),
             None => self.inner.file_system(path),
         }
+    }
+}
+
+impl Blobs {
+    /// Gives `bytes` the name of `digest` without making either durable, for stores that are made for a bench.
+    pub fn place(&self, digest: &Digest, bytes: &[u8]) -> io::Result<FileStat> {
+        let partial = self.create_scratch(u64::try_from(bytes.len()).unwrap_or(u64::MAX))?;
+        self.write_at(&partial, 0, bytes)?;
+        let stat = self.disk.stat(&partial.file)?;
+        self.disk.rename(&partial.path, &self.blob_path(digest))?;
+        Ok(stat)
     }
 }

@@ -12,7 +12,7 @@ use super::store::Content;
 use crate::blobs::{self, Blobs, Opened};
 use crate::metadata::{BlobRecord, ObjectRecord, RepositoryKey};
 use crate::oci::Digest;
-use crate::span::Span;
+use crate::span::{ContentFile, Span};
 
 /// What is known of a blob, with its bytes if the repository may have them.
 #[derive(Clone, Debug)]
@@ -60,7 +60,10 @@ impl Content {
         let BlobRecord { size, present, mark, .. } = record;
         let opened = self.open_unchanged(digest, ObjectRecord { size, present, mark }).await?;
         record.present = opened.is_some();
-        let span = opened.map(|opened| Span::new(opened.file, 0, opened.stat.size));
+        let span = opened.map(|opened| {
+            let size = opened.stat.size;
+            Span::new(ContentFile::new(opened.file, Some(size)), 0, size)
+        });
         Ok(BlobLookup { record, span })
     }
 
@@ -73,6 +76,15 @@ impl Content {
             return Ok(None);
         }
         let (blobs, wanted) = (self.blobs(), *digest);
+        // The usual case, without the way to the blocking pool and back.
+        match blobs.open_cached(digest) {
+            Ok(Some(opened)) if is_the_same(&object, &opened) => return Ok(Some(opened)),
+            Ok(_not_so_simple) => {}
+            Err(error) => {
+                self.cannot_read(digest, &error);
+                return Ok(None);
+            }
+        }
         match self.blocking(move || Ok(blobs.open_published(&wanted))).await? {
             Ok(Some(opened)) if is_the_same(&object, &opened) => Ok(Some(opened)),
             Err(error) if !blobs::is_no_file(&error) => {

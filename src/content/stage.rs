@@ -88,11 +88,16 @@ impl Stage {
         self.work().partial.file()
     }
 
-    /// Writes all of `bytes` at `offset`, which may be beyond what is written already. On a full disk the oldest unfinished downloads
-    /// that nobody goes on with make room first. Blocks.
+    /// Writes all of `bytes` at `offset`, which may be beyond what is written already; see [`Stage::write_parts_at`].
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write_parts_at(offset, &[bytes])
+    }
+
+    /// Writes all of `parts`, one behind the other, at `offset`, which may be beyond what is written already. On a full disk the oldest
+    /// unfinished downloads that nobody goes on with make room first. Blocks.
+    pub fn write_parts_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
         let work = self.work();
-        let write = || work.blobs().write_at(&work.partial, offset, bytes);
+        let write = || work.blobs().write_parts_at(&work.partial, offset, parts);
         work.leftovers.retried(write).inspect_err(|error| work.promise.space().note_failure(error))
     }
 

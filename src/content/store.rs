@@ -22,7 +22,7 @@ use crate::blobs::{Blobs, DirectoryLock, Disk, RealDisk};
 use crate::clock::Clock;
 use crate::metadata::{self, Metadata};
 use crate::oci::Digest;
-use crate::span::Span;
+use crate::span::{ContentFile, Span};
 
 /// Bytes of manifests that are kept in memory.
 pub const MANIFEST_CACHE_BYTES_DEFAULT: u64 = 8 * 1024 * 1024;
@@ -223,7 +223,7 @@ impl Content {
             content.unreadable().forget(&digest);
             content.metadata().set_stored(&digest, size, Some(mark(stat))).await?;
             drop(locked);
-            Ok(Span::new(file, 0, size))
+            Ok(Span::new(ContentFile::new(file, Some(size)), 0, size))
         })
         .await
     }

@@ -16,7 +16,7 @@ use crate::clock::{ManualClock, Timestamp};
 use crate::metadata::{self, Proof, RepositoryKey, RevisionCommit, TagMove};
 use crate::oci::{Descriptor, Digest, MediaType, Role};
 use crate::span::FramePool;
-use crate::span::Span;
+use crate::span::{ContentFile, Span};
 
 pub(super) const LAYER: &[u8] = b"a layer, as it came from upstream";
 pub(super) const MANIFEST: &[u8] = b"{ \"any\": \"bytes\", kept exactly }";
@@ -205,7 +205,7 @@ async fn a_digest_is_staged_once_at_a_time_and_a_dropped_stage_leaves_nothing() 
     let stage = store.stage(&digest, None).await.unwrap();
     stage.write_at(0, &LAYER[..5]).unwrap();
     assert!(matches!(store.stage(&digest, None).await, Err(Error::Busy)));
-    let reader = Span::new(stage.file(), 0, 5);
+    let reader = Span::new(ContentFile::new(stage.file(), None), 0, 5);
     drop(stage);
     store.settle().await;
     assert_eq!(count_files(&root.path().join("data/partial")), 0);
@@ -359,6 +359,7 @@ async fn hot_manifests_need_no_disk_and_are_bounded_by_bytes() {
 
     let mut settings = Settings::new(root.path().join("data"));
     settings.manifest_cache_bytes = 10_000;
+    settings.min_free = MinFree::Bytes(1);
     let store = Store::try_open(Arc::new(RealDisk), settings).unwrap();
     for number in 0..50_u8 {
         let bytes = vec![number; 2_000];

@@ -1,8 +1,9 @@
 //! The bytes of a blob for one client: from the store, from a running download, or past the store.
 //!
-//! What must hold: a stream yields exactly the range that was asked for or ends in an error; nothing is read on a runtime worker;
-//! a frame is at most [`crate::span::FRAME_BYTES`] long, so a stalled client holds one frame and no more. A disk that cannot be read is
-//! no reason to break off: the stream goes on from upstream at its position.
+//! What must hold: a stream yields exactly the range that was asked for or ends in an error; a runtime worker never waits for the disk;
+//! a frame in memory is at most [`crate::span::FRAME_BYTES`] long, so a stalled client holds one frame and no more. Bytes in the page
+//! cache go on as a part of their file, to be sent from there; others are read on the blocking pool, where a disk that cannot be read
+//! shows, which is no reason to break off: the stream goes on from upstream at its position.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -17,17 +18,18 @@ use tokio_util::task::TaskTracker;
 use super::bypass::{Bypass, Given, past_the_store};
 use super::fill::{Following, Seat};
 use super::flight::{Failure, View};
-use super::interval::length;
 use super::shared::Shared;
 use super::source::Proxied;
 use crate::oci::{ByteRange, Digest};
-use crate::span::{FRAME_BYTES, FramePool, Span};
+use crate::span::{Chunk, FRAME_BYTES, FramePool, Span};
 
+/// What is no longer than this is copied: one system call finds out whether it is here and reads it.
+const COPY_BYTES_MAX: u64 = 64 * 1024;
 /// Times that a stream looks for its content again because it cannot be read where it was found.
 const SECOND_LOOKS_MAX: u32 = 2;
 
 /// Frames of a range, in order. The error is the word for the log; the connection must then be closed short of the announced length.
-pub type Frames = Pin<Box<dyn Stream<Item = Result<Bytes, &'static str>> + Send>>;
+pub type Frames = Pin<Box<dyn Stream<Item = Result<Chunk, &'static str>> + Send>>;
 
 /// Where a blob's bytes come from.
 #[derive(Debug)]
@@ -93,7 +95,7 @@ impl Body {
     }
 }
 
-/// Reads frames on the blocking pool, for all bodies of the process.
+/// Gets at the bytes of files, for all bodies of the process.
 #[derive(Clone, Debug)]
 pub(super) struct Reader {
     pub(super) tasks: TaskTracker,
@@ -101,16 +103,29 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// The frame at `offset` of the span; `None` if it cannot be read. The task is counted by the tracker and ends by itself if the
-    /// client goes away.
-    async fn read(
-        &self,
-        digest: &Digest,
-        span: Span,
-        offset: u64,
-    ) -> Result<Option<Bytes>, &'static str> {
+    /// The first bytes of the span; `None` if they cannot be read.
+    async fn next(&self, digest: &Digest, span: Span) -> Result<Option<Chunk>, &'static str> {
+        let here = if span.length() <= COPY_BYTES_MAX {
+            span.read_cached(&self.frames).map(Chunk::Memory)
+        } else {
+            span.sendable().map(Chunk::File)
+        };
+        match here {
+            Some(chunk) => Ok(Some(chunk)),
+            None => Ok(self.read(digest, span).await?.map(Chunk::Memory)),
+        }
+    }
+
+    /// Reads the first frame on the blocking pool. The task is counted by the tracker and ends by itself if the client goes away.
+    async fn read(&self, digest: &Digest, span: Span) -> Result<Option<Bytes>, &'static str> {
         let frames = self.frames.clone();
-        match self.tasks.spawn_blocking(move || span.read_frame(offset, &frames)).await {
+        let read = move || {
+            if span.length() > COPY_BYTES_MAX {
+                span.read_in_order();
+            }
+            span.read_frame(0, &frames)
+        };
+        match self.tasks.spawn_blocking(read).await {
             Ok(Ok(bytes)) => Ok(Some(bytes)),
             Ok(Err(error)) => {
                 tracing::error!(%error, %digest, "cannot read content");
@@ -176,7 +191,7 @@ struct Stored {
 }
 
 impl Stored {
-    async fn next(&mut self) -> Result<Option<Bytes>, &'static str> {
+    async fn next(&mut self) -> Result<Option<Chunk>, &'static str> {
         loop {
             if let Some(rest) = &mut self.rest {
                 return rest.try_next().await;
@@ -185,9 +200,9 @@ impl Stored {
                 return Ok(None);
             }
             let span = self.span.slice(self.position, self.end);
-            if let Some(frame) = self.reader.read(&self.digest, span, 0).await? {
-                self.position += length(&frame);
-                return Ok(Some(frame));
+            if let Some(chunk) = self.reader.next(&self.digest, span).await? {
+                self.position += chunk.length();
+                return Ok(Some(chunk));
             }
             let range = ByteRange { start: self.position, end: self.end };
             self.rest = Some(match self.looks.checked_sub(1) {
@@ -214,7 +229,7 @@ struct Follow {
 }
 
 impl Follow {
-    async fn next(&mut self) -> Result<Option<Bytes>, &'static str> {
+    async fn next(&mut self) -> Result<Option<Chunk>, &'static str> {
         if self.rest.is_none() && self.following.is_none() {
             let range = ByteRange { start: self.position, end: self.end };
             self.following = Some(Following::new(&self.seat.running, range));
@@ -231,15 +246,15 @@ impl Follow {
                 View::Ready { readable_to, .. } if readable_to > self.position => {
                     let file = self.seat.running.flight.file().ok_or("no_file")?;
                     let span = Span::new(file, self.position, readable_to.min(self.end));
-                    match self.reader.read(&self.digest, span, 0).await? {
-                        Some(frame) => return Ok(Some(self.took(frame))),
+                    match self.reader.next(&self.digest, span).await? {
+                        Some(chunk) => return Ok(Some(self.took(chunk))),
                         None => self.go_alone()?,
                     }
                 }
                 View::Ring { bytes, .. } => {
                     let left = usize::try_from(self.end - self.position).unwrap_or(usize::MAX);
                     let frame = bytes.slice(..bytes.len().min(left).min(FRAME_BYTES));
-                    return Ok(Some(self.took(frame)));
+                    return Ok(Some(self.took(frame.into())));
                 }
                 View::Alone { .. } | View::Failed(Failure::Store) => self.go_alone()?,
                 View::Refused(error) => return Err(error.reason()),
@@ -252,12 +267,12 @@ impl Follow {
         }
     }
 
-    fn took(&mut self, frame: Bytes) -> Bytes {
-        self.position += length(&frame);
+    fn took(&mut self, chunk: Chunk) -> Chunk {
+        self.position += chunk.length();
         if let Some(following) = &self.following {
             following.moved(self.position);
         }
-        frame
+        chunk
     }
 
     /// What the download gave so far. It may have been wrong, which the right digest of another download would not tell.
@@ -294,6 +309,6 @@ impl Follow {
 fn in_memory(bytes: &Bytes, range: ByteRange) -> Frames {
     let place = |offset| usize::try_from(offset).map_or(bytes.len(), |at| at.min(bytes.len()));
     let part = bytes.slice(place(range.start)..place(range.end));
-    let frame = (!part.is_empty()).then_some(Ok(part));
+    let frame = (!part.is_empty()).then_some(Ok(part.into()));
     Box::pin(futures_util::stream::iter(frame))
 }

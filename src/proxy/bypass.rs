@@ -21,6 +21,7 @@ use super::givers::Givers;
 use super::interval::length;
 use super::source::Proxied;
 use crate::oci::{ByteRange, Digest, DigestHasher};
+use crate::span::Chunk;
 use crate::upstream::{self, BlobBody, BlobRange};
 
 /// Upstream requests for one request of a client, continuations of broken bodies not counted.
@@ -324,7 +325,7 @@ pub(super) fn past_the_store(
             };
             loop {
                 if let Some(frame) = pass_on(&mut state, &bypass).await? {
-                    return Ok(Some((frame, (Some(state), None))));
+                    return Ok(Some((Chunk::Memory(frame), (Some(state), None))));
                 }
                 let Some(passed) = state.passed.take() else {
                     return Ok(None);

@@ -9,6 +9,7 @@ use futures_util::Stream;
 
 use super::error::Refusal;
 use crate::oci::{ByteRange, Digest, MediaType, RegistryName};
+use crate::span::Chunk;
 
 /// How an answer came about. The words are shared by the log, the metrics and the documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,8 +98,8 @@ pub struct BlobHead {
 /// The bytes of a blob, readable by range.
 pub struct BlobBody(Box<dyn Fn(ByteRange) -> BlobStream + Send + Sync>);
 
-/// Frames of one range, in order. An error means that the connection must be closed before the announced length.
-pub type BlobStream = Pin<Box<dyn Stream<Item = Result<Bytes, StreamError>> + Send>>;
+/// Chunks of one range, in order. An error means that the connection must be closed before the announced length.
+pub type BlobStream = Pin<Box<dyn Stream<Item = Result<Chunk, StreamError>> + Send>>;
 
 /// The body cannot be completed; the reason is for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

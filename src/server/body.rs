@@ -3,7 +3,7 @@
 //! What must hold: a body that ends cleanly has exactly its announced length, and one that cannot be completed is an error, on which
 //! the connection ends with FIN after everything that was handed over before. hyper drops a body as soon as its last frame is queued,
 //! so the record of the request rides on the bytes of that frame and is written when they have left. Nothing here knows of status
-//! codes or headers.
+//! codes or headers. A part of a file goes to the connection's slots, and to hyper as a blank of its length (see `slots.rs`).
 
 use std::fmt;
 use std::pin::Pin;
@@ -17,6 +17,7 @@ use super::connection::{Connection, InFlight};
 use super::parts::{Parts, Piece};
 use super::record::Record;
 use crate::registry::BlobStream;
+use crate::span::Chunk;
 
 /// What an answer carries, before it is tied to a connection.
 #[derive(Debug)]
@@ -72,21 +73,21 @@ impl Body {
         }
     }
 
-    /// The next bytes of the payload, without accounting.
-    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, &'static str>>> {
+    /// What comes next of the payload, without accounting.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Chunk, &'static str>>> {
         loop {
             if let Some((Open(stream), left)) = &mut self.current {
                 match ready!(stream.as_mut().poll_next(cx)) {
-                    Some(Ok(bytes)) if bytes.is_empty() => continue,
-                    Some(Ok(bytes)) => {
-                        let Some(rest) = left.checked_sub(length(&bytes)) else {
+                    Some(Ok(chunk)) if chunk.length() == 0 => continue,
+                    Some(Ok(chunk)) => {
+                        let Some(rest) = left.checked_sub(chunk.length()) else {
                             return Poll::Ready(Some(Err("overrun")));
                         };
                         *left = rest;
                         if rest == 0 {
                             self.current = None;
                         }
-                        return Poll::Ready(Some(Ok(bytes)));
+                        return Poll::Ready(Some(Ok(chunk)));
                     }
                     Some(Err(error)) => return Poll::Ready(Some(Err(error.0))),
                     None => return Poll::Ready(Some(Err("short"))),
@@ -97,16 +98,24 @@ impl Body {
                 Payload::Bytes(bytes) => {
                     let bytes = std::mem::take(bytes);
                     self.payload = Payload::Empty;
-                    return Poll::Ready(Some(Ok(bytes)));
+                    return Poll::Ready(Some(Ok(bytes.into())));
                 }
                 Payload::Parts(parts) => match parts.next_piece() {
                     None => return Poll::Ready(None),
-                    Some(Piece::Text(text)) => return Poll::Ready(Some(Ok(text))),
+                    Some(Piece::Text(text)) => return Poll::Ready(Some(Ok(text.into()))),
                     Some(Piece::Content(range)) => {
                         self.current = Some((Open(parts.open(range)), range.length()));
                     }
                 },
             }
+        }
+    }
+
+    /// A chunk as hyper takes it.
+    fn bytes(&self, chunk: Chunk) -> Option<Bytes> {
+        match chunk {
+            Chunk::Memory(bytes) => Some(bytes),
+            Chunk::File(span) => self.connection.as_ref()?.slots().push(span),
         }
     }
 
@@ -121,7 +130,10 @@ impl Body {
             return bytes;
         }
         match self.record.take() {
-            Some(record) => Bytes::from_owner(LastFrame { bytes, _record: record }),
+            Some(record) => {
+                let connection = self.connection.clone();
+                Bytes::from_owner(LastFrame { bytes, record, connection })
+            }
             None => bytes,
         }
     }
@@ -150,8 +162,9 @@ impl http_body::Body for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         if let Some(reason) = self.failure {
-            // While the socket is full there are frames on their way; its next readiness wakes the connection's task, and thus us.
-            if self.connection.as_ref().is_some_and(|connection| connection.is_blocked()) {
+            // Frames are on their way while the socket is full, or others have their turn; what ends that wakes the connection's task,
+            // and thus us.
+            if self.connection.as_ref().is_some_and(|connection| connection.is_waiting()) {
                 return Poll::Pending;
             }
             return Poll::Ready(Some(Err(Cut(reason))));
@@ -160,7 +173,10 @@ impl http_body::Body for Body {
             return Poll::Ready(None);
         }
         match ready!(self.poll_piece(cx)) {
-            Some(Ok(bytes)) => Poll::Ready(Some(Ok(Frame::data(self.account(bytes))))),
+            Some(Ok(chunk)) => match self.bytes(chunk) {
+                Some(bytes) => Poll::Ready(Some(Ok(Frame::data(self.account(bytes))))),
+                None => self.fail("no_slot", cx),
+            },
             Some(Err(reason)) => self.fail(reason, cx),
             None => self.fail("short", cx),
         }
@@ -189,7 +205,18 @@ impl Drop for Body {
 /// The bytes of a body's last frame; the record is written when they have been sent or the connection is gone.
 struct LastFrame {
     bytes: Bytes,
-    _record: Box<Record>,
+    record: Box<Record>,
+    connection: Option<Arc<Connection>>,
+}
+
+impl Drop for LastFrame {
+    fn drop(&mut self) {
+        // What left the connection's queue was sent; what is still there, or was when the connection ended, never will be.
+        let unsent = self.connection.as_ref().map_or(0, |connection| connection.slots().unsent());
+        if unsent > 0 {
+            self.record.unsent(unsent);
+        }
+    }
 }
 
 impl AsRef<[u8]> for LastFrame {
@@ -238,14 +265,17 @@ mod tests {
             let bytes = &CONTENT
                 [usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()];
             let frames: Vec<_> =
-                bytes.chunks(3).map(|chunk| Ok(Bytes::from_static(chunk))).collect();
+                bytes.chunks(3).map(|chunk| Ok(Bytes::from_static(chunk).into())).collect();
             Box::pin(stream::iter(frames))
         })
     }
 
     fn scripted(frames: Vec<Result<&'static [u8], StreamError>>) -> Source {
         Box::new(move |_| {
-            let frames: Vec<_> = frames.iter().map(|frame| frame.map(Bytes::from_static)).collect();
+            let frames: Vec<_> = frames
+                .iter()
+                .map(|frame| frame.map(|bytes| Bytes::from_static(bytes).into()))
+                .collect();
             Box::pin(stream::iter(frames))
         })
     }

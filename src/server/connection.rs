@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::settings::Limits;
+use super::slots::Slots;
 
 /// The state that the wrapper, the handler and the watch over deadlines share.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(super) struct Connection {
     idle_since: Moment,
     /// The socket takes no bytes although there are some.
     blocked_since: Moment,
+    /// The socket would take more, but it is the turn of others.
+    yielded: AtomicBool,
     /// The client sent its FIN.
     finished: AtomicBool,
     written: AtomicU64,
@@ -35,6 +38,7 @@ pub(super) struct Connection {
     window: u64,
     /// Bytes per second; 0 is "any".
     min_rate: u64,
+    slots: Slots,
 }
 
 /// Milliseconds since the connection was opened, plus one; zero is "not".
@@ -68,11 +72,13 @@ impl Connection {
             header_since: Moment::default(),
             idle_since: Moment::default(),
             blocked_since: Moment::default(),
+            yielded: AtomicBool::new(false),
             finished: AtomicBool::new(false),
             written: AtomicU64::new(0),
             patience: AtomicU64::new(window),
             window,
             min_rate: limits.min_rate,
+            slots: Slots::default(),
         })
     }
 
@@ -95,6 +101,7 @@ impl Connection {
 
     pub(super) fn note_written(&self, count: usize) {
         self.unblock();
+        self.yielded.store(false, Relaxed);
         let count = u64::try_from(count).unwrap_or(0);
         self.written.fetch_add(count, Relaxed);
         let patience = self.patience.load(Relaxed);
@@ -121,6 +128,16 @@ impl Connection {
         }
     }
 
+    /// Bytes wait although the socket takes them: others come first, and this task runs again at once.
+    pub(super) fn note_yielded(&self) {
+        self.yielded.store(true, Relaxed);
+    }
+
+    /// The parts of files that are on their way through hyper.
+    pub(super) fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
     /// Everything that hyper had to write has been written.
     pub(super) fn note_flushed(&self) {
         self.unblock();
@@ -135,6 +152,11 @@ impl Connection {
 
     pub(super) fn is_blocked(&self) -> bool {
         self.blocked_since.is_set()
+    }
+
+    /// Has hyper bytes that it could not write when it last tried?
+    pub(super) fn is_waiting(&self) -> bool {
+        self.is_blocked() || self.yielded.load(Relaxed)
     }
 
     /// Did the client send its FIN?

@@ -239,3 +239,7 @@ impl End {
 #[cfg(test)]
 #[path = "serve_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod file_tests;

@@ -82,7 +82,7 @@ fn broken() -> Response<Payload> {
     payload(
         10 * u64::try_from(FRAME).unwrap(),
         Box::new(|_| {
-            let frames = (0..4).map(|_| Ok(Bytes::from(vec![b'x'; FRAME])));
+            let frames = (0..4).map(|_| Ok(Bytes::from(vec![b'x'; FRAME]).into()));
             Box::pin(stream::iter(frames.chain([Err(StreamError("digest_mismatch"))])))
         }),
     )
@@ -92,7 +92,7 @@ fn broken() -> Response<Payload> {
 fn endless() -> Response<Payload> {
     payload(
         1 << 40,
-        Box::new(|_| Box::pin(stream::repeat_with(|| Ok(Bytes::from(vec![0; FRAME]))))),
+        Box::new(|_| Box::pin(stream::repeat_with(|| Ok(Bytes::from(vec![0; FRAME]).into())))),
     )
 }
 

@@ -183,6 +183,32 @@ async fn the_same_bytes_in_another_file_are_served_without_upstream() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_cut_while_it_is_sent_costs_no_client_its_answer() {
+    let blob = Blob::synthetic(62, 48 * MIB);
+    let fake = Fake::start().await;
+    fake.push(NAME, "latest", &Image::build("cut").layer(blob.clone()).finish());
+    let world = World::with(&fake).await;
+    world.client().manifest(NAME, "latest").expect(200).await;
+    let get = world.client().blob(NAME, &blob.digest);
+    get.open().await.hashed().await.is_whole(&blob.digest, blob.len());
+    world.downloads_over().await;
+    let before = fake.blob_bytes(&blob.digest);
+    let mut body = get.open().await;
+    assert_eq!(body.take(1000).await, blob.data.slice(0..1000));
+    // Far beyond all that the sockets hold.
+    let file =
+        File::options().write(true).open(world.blob_file(&blob.digest)).expect("it is stored");
+    file.set_len(24 * MIB + 77).expect("it is ours");
+    let rest = body.rest().await;
+    assert_eq!(rest.end, End::Clean);
+    assert!(rest.body == blob.data.slice(1000..blob.len()), "other bytes");
+    assert!(fake.blob_bytes(&blob.digest) > before, "the rest came from upstream");
+    world.downloads_over().await;
+    Way::Get.is_right(&world.client(), &blob).await;
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn a_device_that_fails_while_upstream_is_down_and_comes_back_has_lost_nothing() {
     let (image, blob) = image();
     for only in [Operation::Open, Operation::Stat, Operation::Read] {

@@ -5,11 +5,14 @@
 
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use roadstead::span::{ContentFile, FramePool, Span};
 use tempfile::TempDir;
 
 use crate::support::client::End;
@@ -303,4 +306,111 @@ async fn a_file_system_that_goes_read_only_cuts_nobody() {
     pull(&world.client(), NAME, "during", &during).await;
     is_cached(&fake, &mut world, &[("before", &before), ("during", &during)]).await;
     world.finish().await;
+}
+
+/// A file of three extents, the middle one of which lies behind both others on the device, and then behind the device's end.
+struct BadPlace {
+    mount: Mount,
+    size: u64,
+}
+
+impl BadPlace {
+    const PAGE: u64 = 4096;
+    /// Pages of the file, and those that will not be readable.
+    const PAGES: u64 = 200;
+    const BAD: std::ops::Range<u64> = 125..157;
+
+    fn path(&self) -> PathBuf {
+        self.mount.point().join("file")
+    }
+
+    fn make() -> Option<Self> {
+        let image = |home: &Path| {
+            let image = home.join("image");
+            let file = fs::File::create(&image).map_err(|error| error.to_string())?;
+            file.set_len(32 * MIB).map_err(|error| error.to_string())?;
+            let image = image.to_str().expect("temporary names are text");
+            run("mkfs.ext4", &["-q", "-b", "4096", "-m", "0", "-O", "^has_journal", image])
+        };
+        let mount = Mount::new(image, &["-o", "loop", "IMAGE"])?;
+        let place = Self { mount, size: Self::PAGES * Self::PAGE };
+        match place.lose() {
+            Ok(()) => Some(place),
+            Err(why) => {
+                left_out(&why, true);
+                None
+            }
+        }
+    }
+
+    fn lose(&self) -> Result<(), String> {
+        let text = |error: io::Error| error.to_string();
+        let bad = Self::BAD.end - Self::BAD.start;
+        let (offset, length) = (Self::BAD.start * Self::PAGE, bad * Self::PAGE);
+        let bytes = |count| vec![b'x'; usize::try_from(count).expect("it is small")];
+        let file = fs::File::create_new(self.path()).map_err(text)?;
+        file.write_all_at(&bytes(self.size - length), 0).map_err(text)?;
+        file.sync_all().map_err(text)?;
+        // What lies behind it is taken, so that the middle cannot come next.
+        let behind = fs::File::create(self.mount.point().join("behind")).map_err(text)?;
+        behind.write_all_at(&bytes(8 * MIB), 0).map_err(text)?;
+        behind.sync_all().map_err(text)?;
+        let path = self.path();
+        let path = path.to_str().expect("temporary names are text");
+        let (at, long) = (offset.to_string(), length.to_string());
+        run("fallocate", &["--insert-range", "--offset", &at, "--length", &long, path])?;
+        file.write_all_at(&bytes(length), offset).map_err(text)?;
+        file.sync_all().map_err(text)?;
+        let map = Command::new("filefrag").args(["-v", path]).output().map_err(text)?;
+        let blocks = extents(&String::from_utf8_lossy(&map.stdout));
+        let [first, middle, last] = *blocks else {
+            return Err(format!("the file has {} extents", blocks.len()));
+        };
+        if middle < first.max(last) {
+            return Err("the middle does not lie behind the rest".to_owned());
+        }
+        let image = self.mount.home.path().join("image");
+        let cut = fs::File::options().write(true).open(&image).map_err(text)?;
+        cut.set_len(middle * Self::PAGE).map_err(text)?;
+        let image = image.to_str().expect("temporary names are text");
+        let found = Command::new("losetup").args(["-n", "-O", "NAME", "-j", image]).output();
+        let device = String::from_utf8_lossy(&found.map_err(text)?.stdout).trim().to_owned();
+        run("losetup", &["--set-capacity", &device])?;
+        // Nothing of it stays in memory.
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)
+            .map_err(|error| error.to_string())
+    }
+}
+
+/// The first blocks of a file's extents on the device, as `filefrag -v` tells them.
+fn extents(map: &str) -> Vec<u64> {
+    let lines = map.lines().filter_map(|line| {
+        let columns: Vec<&str> = line.split(':').map(str::trim).collect();
+        columns[0].parse::<u64>().ok()?;
+        columns.get(2)?.split("..").next()?.trim().parse().ok()
+    });
+    lines.collect()
+}
+
+/// A page that the disk could not read stays in the page cache and counts as cached. It must be met by a reader, who can go elsewhere,
+/// and not by `sendfile` again and again.
+#[test]
+fn a_bad_place_is_sent_from_at_most_once() {
+    let Some(place) = BadPlace::make() else { return };
+    let file = Arc::new(fs::File::open(place.path()).expect("its metadata are there"));
+    let whole = Span::new(ContentFile::new(file, Some(place.size)), 0, place.size);
+    let pool = FramePool::default();
+    // As an answer goes: it misses, reads a frame, and the kernel reads ahead over the bad place.
+    assert!(whole.sendable().is_none() && whole.read_frame(0, &pool).is_ok());
+    whole.read_in_order();
+    let _more = whole.read_frame(200_000, &pool);
+    let tail = whole.slice(BadPlace::BAD.end * BadPlace::PAGE, place.size);
+    assert!(tail.read_frame(0, &pool).is_ok(), "behind the bad place all is well");
+    let rest = whole.slice(BadPlace::BAD.start * BadPlace::PAGE, place.size);
+    assert!(rest.sendable().is_some(), "it looks as if it were all there");
+    let (ours, _theirs) = UnixStream::pair().expect("sockets can be had");
+    let error = rest.send(&ours).expect_err("the disk cannot read it");
+    assert_eq!(rustix::io::Errno::from_io_error(&error), Some(rustix::io::Errno::IO));
+    assert!(rest.sendable().is_none(), "the next one reads it, and hears of the error");
+    assert!(rest.read_frame(0, &pool).is_err());
 }

@@ -115,7 +115,7 @@ impl Product {
             let mut frames = blob.body.stream(ByteRange { start, end });
             let mut bytes = Vec::new();
             while let Some(frame) = frames.next().await {
-                bytes.extend_from_slice(&frame.map_err(debug)?);
+                bytes.extend_from_slice(&frame.map_err(debug)?.read().map_err(debug)?);
             }
             Ok(bytes)
         }
