@@ -233,6 +233,7 @@ impl Shared {
                 tasks: shared.parts.tasks.clone(),
                 shutdown: shared.parts.shutdown.clone(),
                 rings: Arc::clone(&shared.rings),
+                writers: shared.writers.clone(),
             };
             filler.run(&running, order).await;
             let mut downloads = shared.downloads.lock().unwrap_or_else(PoisonError::into_inner);

@@ -176,7 +176,7 @@ async fn read(blob: &Blob) -> Vec<u8> {
     let range = ByteRange { start: 0, end: blob.size };
     let frames = blob.body.stream(range).try_collect::<Vec<_>>();
     let frames = timeout(PATIENCE, frames).await.expect("the body ends");
-    frames.unwrap().concat()
+    frames.unwrap().into_iter().flat_map(|chunk| chunk.read().unwrap()).collect()
 }
 
 #[tokio::test]
@@ -197,6 +197,28 @@ async fn a_download_that_takes_the_last_room_is_joined() {
     scene.origin.permits.add_permits(1);
     assert!(read(&first).await == whole && read(&second).await == whole);
     assert_eq!(scene.origin.requests.load(Ordering::SeqCst), 1);
+    scene.finish().await;
+}
+
+/// Its client has the last byte while the disk still syncs: the end of the program is no reason to forget the blob.
+#[tokio::test]
+async fn a_verified_download_is_committed_whatever_ends() {
+    let whole = vec![7; 9 * 1024 * 1024];
+    let digest = Digest::sha256_of(&whole);
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", whole.len());
+    let scene = Scene::new(head, whole.clone()).await;
+    scene.holds(&digest, Some(9 * MIB)).await;
+    scene.origin.permits.add_permits(1);
+    scene.disk.hold_syncs(true);
+    let blob = scene.blob(&digest).await.unwrap();
+    assert!(read(&blob).await == whole);
+    scene.shutdown.cancel();
+    scene.downloads_over().await;
+    scene.disk.hold_syncs(false);
+    scene.tasks.close();
+    timeout(PATIENCE, scene.tasks.wait()).await.expect("no task is left");
+    let found = scene.shared.content().open_blob(scene.repository.key(), &digest).await.unwrap();
+    assert!(found.span.is_some(), "it is stored");
     scene.finish().await;
 }
 

@@ -6,12 +6,10 @@
 
 use std::time::Duration;
 
-use tokio::sync::mpsc::Sender;
-
 use super::claims::{Part, Step};
 use super::fill::Running;
 use super::interval::length;
-use super::writer::Message;
+use super::queue::{Message, Sender};
 use crate::content::Content;
 use crate::oci::Digest;
 use crate::upstream::{self, BlobBody, BlobRange};
@@ -39,7 +37,7 @@ pub(super) struct Fetcher<'a> {
     pub(super) running: &'a Running,
     pub(super) digest: &'a Digest,
     pub(super) content: &'a Content,
-    pub(super) chunks: &'a Sender<Message>,
+    pub(super) chunks: &'a Sender,
 }
 
 impl Running {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -20,14 +20,15 @@ use super::fetch::{End, Fetcher};
 use super::flight::{Failure, Flight};
 use super::givers::Givers;
 use super::interval::IntervalSet;
+use super::passer::Passer;
+use super::queue::{Message, Receiver, Sender, queue};
 use super::source::Proxied;
-use super::writer::{Message, Passer, Prefix, Writer, Written};
+use super::writer::{Prefix, Writer, Writers, Written};
 use crate::content::{self, Content, Mismatch, Stage};
 use crate::oci::{ByteRange, Digest};
+use crate::span::ContentFile;
 use crate::upstream::{self, BlobBody};
 
-/// Chunks between the fetchers and the writer; with chunks of at most a few hundred KiB this bounds a flight's memory.
-const QUEUE_CHUNKS: usize = 8;
 /// Breaks in a row, each after less than [`PROGRESS_BYTES`], before a flight gives up, or its side fetchers, or a
 /// body past the store.
 pub(super) const BARREN_ATTEMPTS_MAX: u32 = 5;
@@ -54,6 +55,7 @@ pub(super) struct Filler {
     pub(super) shutdown: CancellationToken,
     /// See [`RINGS_MAX`].
     pub(super) rings: Arc<Semaphore>,
+    pub(super) writers: Writers,
 }
 
 /// What is to be fetched.
@@ -107,17 +109,20 @@ impl Filler {
     async fn fetch(&self, running: &Arc<Running>, order: Order) -> Result<(), Failure> {
         let begun = self.begin(running, order).await?;
         let Begun { stage, total, present, first } = begun;
-        let file = stage.file();
-        let (chunks, queue) = mpsc::channel(QUEUE_CHUNKS);
+        let file = ContentFile::new(stage.file(), None);
+        let (chunks, queue) = queue();
         let writer = Writer {
             stage,
             digest: order.digest,
             covered: present,
             total,
             running: Arc::clone(running),
+            writers: self.writers.clone(),
+            tasks: self.tasks.clone(),
             shutdown: self.shutdown.clone(),
         };
-        let mut writer = self.tasks.spawn_blocking(move || writer.run(queue));
+        // A task of its own, because it stores what is whole and leaves the rest to the next download even if this one is dropped.
+        let mut writer = self.tasks.spawn(store(writer, queue, self.content.clone()));
         let (brought, written) = tokio::select! {
             biased;
             written = &mut writer => (Ok(()), written),
@@ -131,19 +136,12 @@ impl Filler {
             }
         };
         match written.map_err(|_panic| Failure::Abandoned)? {
-            Written::Whole { stage, length, digest } => {
-                if digest != order.digest {
-                    return Err(Failure::DigestMismatch);
-                }
-                running.flight.verify(length);
-                if let Err(error) = self.content.commit(stage, length).await {
-                    // Every client of this flight has its bytes; only the next one pays.
-                    tracing::warn!(%digest, ?error, "a verified download could not be committed");
-                }
-                Ok(())
+            None => Ok(()),
+            Some(Written::Whole { .. }) => Err(Failure::DigestMismatch),
+            Some(Written::Broken(prefix)) => {
+                self.detached(running, &order.digest, prefix, file).await
             }
-            Written::Broken(prefix) => self.detached(running, &order.digest, prefix, file).await,
-            Written::Unfinished => Err(brought.err().unwrap_or(Failure::Abandoned)),
+            Some(Written::Unfinished) => Err(brought.err().unwrap_or(Failure::Abandoned)),
         }
     }
 
@@ -153,14 +151,14 @@ impl Filler {
         running: &Arc<Running>,
         digest: &Digest,
         prefix: Prefix,
-        file: Arc<std::fs::File>,
+        file: Arc<ContentFile>,
     ) -> Result<(), Failure> {
         let flight = &running.flight;
         let place = Arc::clone(&self.rings).try_acquire_owned();
         if !place.is_ok_and(|place| flight.detach(place)) {
             return Err(Failure::Store);
         }
-        let (chunks, queue) = mpsc::channel(QUEUE_CHUNKS);
+        let (chunks, queue) = queue();
         let (running_too, shutdown) = (Arc::clone(running), self.shutdown.clone());
         let passer = Passer { prefix, file, running: running_too, shutdown };
         let mut passer = self.tasks.spawn_blocking(move || passer.run(queue));
@@ -230,7 +228,8 @@ impl Filler {
         let first = first.map(|(part, body)| (claims.adopt(part, body.from), body));
         // A size on which upstream and the descriptor disagree is announced to nobody: the digest decides first.
         let announced = total.filter(|total| expected.is_none_or(|expected| expected == *total));
-        running.flight.start(stage.file(), announced, present.clone(), claims);
+        let file = ContentFile::new(stage.file(), total);
+        running.flight.start(file, announced, present.clone(), claims);
         Ok(Begun { stage, total, present, first })
     }
 
@@ -257,7 +256,7 @@ impl Filler {
         &self,
         running: &Running,
         digest: &Digest,
-        chunks: &mpsc::Sender<Message>,
+        chunks: &Sender,
         first: Option<(Part, BlobBody)>,
     ) -> Result<(), Failure> {
         let flight = &running.flight;
@@ -308,6 +307,23 @@ impl Filler {
         drop(chunks.send(Message::End(size)).await);
         Ok(())
     }
+}
+
+/// Runs the writer, and commits the whole if it is the right one; how the writer ended, if not so. The clients have their last bytes
+/// before the commit, so the end of the flight does not end this.
+async fn store(writer: Writer, queue: Receiver, content: Content) -> Option<Written> {
+    let wanted = writer.digest;
+    let (file, length) = match writer.run(queue).await {
+        Written::Whole { file, length, digest } if digest == wanted => (file, length),
+        other => return Some(other),
+    };
+    if let Some(stage) = file.settle().await
+        && let Err(error) = content.commit(stage, length).await
+    {
+        // Every client of this flight has its bytes; only the next one pays.
+        tracing::warn!(digest = %wanted, ?error, "a verified download could not be committed");
+    }
+    None
 }
 
 /// How often bodies broke without bringing much.

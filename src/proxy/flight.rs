@@ -6,7 +6,7 @@
 //! verified flight never fails. A client is a seat; each of its streams is a follower with a position, and one that goes away leaves
 //! no trace. A flight that has lost its disk is *detached*: what is on the disk stays readable, the rest goes through a [`Ring`].
 
-use std::fs::File;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use super::interval::IntervalSet;
 use super::ring::{RING_BYTES, RING_STALL, Ring};
 use crate::metadata::RepositoryKey;
 use crate::oci::{ByteRange, DigestHasher};
+use crate::span::ContentFile;
 use crate::upstream;
 
 /// Bytes at the end of a blob that no client gets before the digest is verified; a blob no larger than this is verified before its
@@ -66,7 +67,6 @@ struct Source {
 /// A stream to a client.
 #[derive(Debug)]
 struct Follower {
-    id: u64,
     position: u64,
     end: u64,
     /// What it gets next if it has to be served on its own.
@@ -120,7 +120,8 @@ pub(super) struct State {
     /// The source that gave a body last.
     good: Option<usize>,
     seats: usize,
-    followers: Vec<Follower>,
+    /// By number, in the order in which they came.
+    followers: BTreeMap<u64, Follower>,
     next_follower: u64,
     claims: Claims,
     ring: Option<Ring>,
@@ -137,7 +138,7 @@ impl State {
             sources: Vec::new(),
             good: None,
             seats: 0,
-            followers: Vec::new(),
+            followers: BTreeMap::new(),
             next_follower: 0,
             claims: Claims::new(None, IntervalSet::default(), None),
             ring: None,
@@ -233,23 +234,23 @@ impl State {
     fn follow(&mut self, range: ByteRange, now: Instant) -> u64 {
         let id = self.next_follower;
         self.next_follower += 1;
-        self.followers.push(Follower {
-            id,
+        let follower = Follower {
             position: range.start,
             end: range.end,
             segment: SEGMENT_MIN,
             moved: now,
             left_behind: false,
-        });
+        };
+        self.followers.insert(id, follower);
         id
     }
 
     fn unfollow(&mut self, id: u64) {
-        self.followers.retain(|follower| follower.id != id);
+        self.followers.remove(&id);
     }
 
     fn moved(&mut self, id: u64, position: u64, now: Instant) {
-        if let Some(follower) = self.followers.iter_mut().find(|follower| follower.id == id) {
+        if let Some(follower) = self.followers.get_mut(&id) {
             follower.position = position;
             follower.moved = now;
         }
@@ -260,9 +261,9 @@ impl State {
         if !matches!(self.phase, Phase::Streaming) || self.size.is_none() || self.ring.is_some() {
             return false;
         }
-        self.followers.iter().any(|follower| {
+        self.followers.get(&id).is_some_and(|follower| {
             let Follower { position, end, segment, .. } = *follower;
-            follower.id == id && self.claims.wants_side(position, end, segment).is_some()
+            self.claims.wants_side(position, end, segment).is_some()
         })
     }
 
@@ -272,7 +273,7 @@ impl State {
             return None;
         }
         let claims = &mut self.claims;
-        self.followers.iter_mut().find_map(|follower| {
+        self.followers.values_mut().find_map(|follower| {
             let Follower { position, end, segment, .. } = *follower;
             let part = claims.next_side(position, end, segment)?;
             follower.segment = (segment * 2).min(SEGMENT_MAX);
@@ -289,10 +290,10 @@ impl State {
             let Some((start, end)) = ring.oldest() else {
                 return Room::Free;
             };
-            let waits = self.followers.iter().any(|follower| {
+            let waits = self.followers.values().any(|follower| {
                 follower.position >= ring.end() && follower.position < follower.end
             });
-            let brake = self.followers.iter_mut().find(|follower| {
+            let brake = self.followers.values_mut().find(|follower| {
                 let needs = follower.position < end && follower.end > start;
                 // One that is far behind is still reading from the disk, or was stopped there: it goes its own way later.
                 let near = follower.position.saturating_add(RING_BYTES) >= start;
@@ -351,7 +352,7 @@ pub(super) struct Flight {
     demand: Notify,
     /// A follower of the ring has come, moved or gone; for the same task.
     moved: Notify,
-    file: OnceLock<Arc<File>>,
+    file: OnceLock<Arc<ContentFile>>,
     /// Of its ring; held as long as somebody may read from it.
     place: OnceLock<OwnedSemaphorePermit>,
 }
@@ -412,7 +413,7 @@ impl Flight {
     /// Bytes begin to flow into `file`. `size` is `None` if it may not be announced before the end; `present` is in the file already.
     pub(super) fn start(
         &self,
-        file: Arc<File>,
+        file: Arc<ContentFile>,
         size: Option<u64>,
         present: IntervalSet,
         claims: Claims,
@@ -424,6 +425,12 @@ impl Flight {
     /// The bytes `start..end` are in the file.
     pub(super) fn advance(&self, start: u64, end: u64) {
         self.change(|state| state.advance(start, end));
+    }
+
+    /// The bytes from the beginning on that are in the file.
+    #[cfg(test)]
+    pub(super) fn published(&self) -> u64 {
+        self.with(|state| state.covered.covered_to(0))
     }
 
     /// See [`State::verify`].
@@ -510,7 +517,7 @@ impl Flight {
     }
 
     /// The file that is being filled; there is one as soon as a view is [`View::Ready`].
-    pub(super) fn file(&self) -> Option<Arc<File>> {
+    pub(super) fn file(&self) -> Option<Arc<ContentFile>> {
         self.file.get().map(Arc::clone)
     }
 

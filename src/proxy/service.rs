@@ -6,10 +6,11 @@ use bytes::Bytes;
 
 use super::blobs::{Blob, Found};
 use super::error::Error;
-use super::listing::Listed;
+use super::hot::HotAnswer;
+use super::listing::{Listed, TagsWanted};
 use super::revisions::{Manifest, Revision};
 use super::shared::{Parts, Shared};
-use super::source::Proxied;
+use super::source::{Proxied, Source};
 use super::tags::Tagged;
 use crate::oci::{Digest, RangeSpec, Reference, Tag};
 
@@ -27,6 +28,9 @@ impl Proxy {
         self.0.gate(repository, Some(&Reference::Tag(tag.clone()))).await?;
         let answer = self.0.tag(repository, tag).await?;
         self.0.content().metadata().touch(&answer.0.digest, self.0.now());
+        if !matches!(answer.1, Tagged::Stale { .. }) {
+            self.0.remember(repository, &Reference::Tag(tag.clone()), &answer.0);
+        }
         Ok(answer)
     }
 
@@ -39,7 +43,19 @@ impl Proxy {
         self.0.gate(repository, Some(&Reference::Digest(*digest))).await?;
         let answer = self.0.revision(repository, digest).await?;
         self.0.content().metadata().touch(digest, self.0.now());
+        self.0.remember(repository, &Reference::Digest(*digest), &answer.0);
         Ok(answer)
+    }
+
+    /// The manifest `reference`, a tag or a digest as text, of the repository `name`, if it was served lately and everything by which it
+    /// may be served again is in memory. Never waits; `None` says only that [`Proxy::tag`] or [`Proxy::revision`] has to be asked.
+    pub fn hot_manifest(
+        &self,
+        source: &Arc<Source>,
+        name: &str,
+        reference: &str,
+    ) -> Option<HotAnswer> {
+        self.0.hot_manifest(source, name, reference)
     }
 
     /// A manifest that is or was what `tag` points at.
@@ -89,10 +105,14 @@ impl Proxy {
         self.0.blob_size(repository, digest).await
     }
 
-    /// All tags in lexical order.
-    pub async fn tags(&self, repository: &Proxied) -> Result<(Arc<Vec<String>>, Listed), Error> {
+    /// Tags in lexical order: all of them, or at least those that `wanted` asks for.
+    pub async fn tags(
+        &self,
+        repository: &Proxied,
+        wanted: TagsWanted<'_>,
+    ) -> Result<(Arc<Vec<String>>, Listed), Error> {
         self.0.gate(repository, None).await?;
-        self.0.tags(repository).await
+        self.0.tags(repository, wanted).await
     }
 
     /// The referrers of a manifest as an OCI index.

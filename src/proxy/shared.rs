@@ -16,8 +16,10 @@ use tokio_util::task::TaskTracker;
 
 use super::body::Reader;
 use super::fill::{RINGS_MAX, Running};
+use super::hot::Hot;
 use super::metrics::Metrics;
 use super::revisions::Fetched;
+use super::writer::Writers;
 use crate::clock::{Clock, Timestamp};
 use crate::content::Content;
 use crate::metadata::RepositoryKey;
@@ -29,8 +31,10 @@ use crate::upstream;
 const ABSENT_TAGS_MAX: u64 = 10_000;
 /// Failed checks that are remembered.
 const FAILED_CHECKS_MAX: u64 = 10_000;
-/// Tag lists that are remembered.
-const TAG_LISTS_MAX: u64 = 1000;
+/// Bytes of tag lists that are remembered, roughly; one of 100,000 tags of a hundred letters still fits.
+const TAG_LISTS_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// What a tag of a list costs beside its letters.
+const TAG_COST: usize = 40;
 /// The longest that any of these in-memory records lives, whatever the policies say.
 const MEMORY_MAX: Duration = Duration::from_secs(3600);
 
@@ -52,9 +56,13 @@ pub struct Parts {
 pub(super) struct Shared {
     pub(super) parts: Parts,
     pub(super) reader: Reader,
+    /// Manifests that are answered from memory.
+    pub(super) hot: Hot,
     pub(super) downloads: Mutex<HashMap<Digest, Arc<Running>>>,
     /// Places for downloads that have lost their disk.
     pub(super) rings: Arc<Semaphore>,
+    /// Places for the writers of downloads.
+    pub(super) writers: Writers,
     pub(super) checks: Table<(TagKey, Identity), super::tags::Checked>,
     pub(super) fetches: Table<(RepositoryKey, Digest, Identity), Fetched>,
     /// When upstream said that a tag does not exist.
@@ -73,6 +81,12 @@ pub(super) struct Shared {
 pub(super) type Table<K, V> =
     Mutex<HashMap<K, watch::Receiver<Option<Result<V, upstream::Error>>>>>;
 
+/// What a list of tags takes in memory.
+fn list_weight(tags: &[String]) -> u32 {
+    let bytes = tags.iter().map(|tag| tag.len() + TAG_COST).sum::<usize>();
+    u32::try_from(bytes + TAG_COST).unwrap_or(u32::MAX)
+}
+
 impl Shared {
     pub(super) fn new(parts: Parts) -> Self {
         let memory =
@@ -81,8 +95,10 @@ impl Shared {
         Self {
             parts,
             reader,
+            hot: Hot::default(),
             downloads: Mutex::default(),
             rings: Arc::new(Semaphore::new(RINGS_MAX)),
+            writers: Writers::default(),
             checks: Mutex::default(),
             fetches: Mutex::default(),
             absent: memory(ABSENT_TAGS_MAX),
@@ -94,7 +110,10 @@ impl Shared {
                 .time_to_live(MEMORY_MAX)
                 .build(),
             tag_lists: Cache::builder()
-                .max_capacity(TAG_LISTS_MAX)
+                .max_capacity(TAG_LISTS_BYTES_MAX)
+                .weigher(|_key: &RepositoryKey, (_when, tags): &(Timestamp, Arc<Vec<String>>)| {
+                    list_weight(tags)
+                })
                 .time_to_live(MEMORY_MAX)
                 .build(),
         }

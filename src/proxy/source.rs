@@ -49,8 +49,15 @@ impl Source {
         &self.upstream
     }
 
+    pub(super) fn policy(&self) -> &UpstreamPolicy {
+        &self.policy
+    }
+
     /// The policy for one tag: the first rule that matches, else the upstream's.
     pub(super) fn tag_policy(&self, name: &RepositoryName, tag: &Tag) -> &TagPolicy {
+        if self.tag_rules.is_empty() {
+            return &self.policy.tags;
+        }
         let qualified_text = format!("{name}:{tag}");
         let matches = |glob: &GlobMatcher, qualified: bool| {
             if qualified { glob.is_match(&qualified_text) } else { glob.is_match(tag.as_str()) }
@@ -108,6 +115,10 @@ impl Proxied {
     }
 
     pub(super) fn source(&self) -> &Source {
+        &self.source
+    }
+
+    pub(super) fn shared_source(&self) -> &Arc<Source> {
         &self.source
     }
 

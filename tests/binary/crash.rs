@@ -313,8 +313,9 @@ async fn kill_nine_in_a_loop() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_download_is_continued() {
     const HELD_AT: u64 = 40 * MIB;
-    /// Bytes between two records of a download, and what may lie in queues behind them.
-    const UNRECORDED_MAX: u64 = 8 * MIB + MIB;
+    /// Bytes from the beginning of one record of a download to that of the next one, as much again while the last one was being made
+    /// durable beside the download, and what may lie in queues behind them.
+    const UNRECORDED_MAX: u64 = 2 * 8 * MIB + 2 * MIB;
     let fake = Fake::start().await;
     let blob = Blob::synthetic(499, LARGE_BYTES);
     fake.push_blob("team/app", &blob);
