@@ -5,6 +5,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::telemetry::Log;
 use crate::clock::Timestamp;
 
 #[derive(Clone, Debug)]
@@ -14,7 +15,8 @@ pub(super) struct AppMetrics {
 }
 
 impl AppMetrics {
-    pub(super) fn new(registry: &mut Registry) -> Self {
+    /// The configuration was read at `now`.
+    pub(super) fn new(registry: &mut Registry, log: &Log, now: Timestamp) -> Self {
         let metrics = Self { last_reload: Gauge::default(), last_reload_good: Gauge::default() };
         let version = env!("CARGO_PKG_VERSION").to_owned();
         registry.register("build", "The running program", Info::new(vec![("version", version)]));
@@ -26,6 +28,9 @@ impl AppMetrics {
         );
         let help = "1 if the configuration that was last read is in force, 0 if it was refused";
         registry.register("config_last_reload_successful", help, metrics.last_reload_good.clone());
+        let help = "Log lines that were dropped because the reader of the log is too slow";
+        registry.register("log_lines_dropped", help, log.dropped());
+        metrics.reloaded(now, true);
         metrics
     }
 

@@ -17,6 +17,6 @@ pub use config::{
 pub use process::raise_file_limit;
 pub use run::{App, Running, StartError, Stopped};
 pub use store::{AccessError, StoppedStore, StoreAccess};
-pub use telemetry::{Telemetry, TelemetryError};
+pub use telemetry::{Log, Telemetry, TelemetryError};
 
 pub use crate::upkeep::{Event, Finding, JobKind, Report};

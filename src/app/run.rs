@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::config::Config;
 use super::metrics::{AppMetrics, page};
 use super::rooms;
+use super::telemetry::Log;
 use crate::blobs::{Disk, RealDisk};
 use crate::clock::{Clock, SystemClock};
 use crate::content::{self, Content};
@@ -84,22 +85,29 @@ struct UpstreamSet {
 
 impl App {
     /// Builds all rooms and serves until [`Running::stop`].
-    pub async fn start(config: Config) -> Result<Running, StartError> {
-        Self::start_on(config, Arc::new(SystemClock), Arc::new(RealDisk)).await
+    pub async fn start(config: Config, log: Log) -> Result<Running, StartError> {
+        Self::start_all(config, (Arc::new(SystemClock), Arc::new(RealDisk)), log).await
     }
 
-    /// The same with another clock and another disk, for tests that hold time and break disks.
+    /// The same with another clock and another disk, for tests that hold time and break disks; the log is what they make of `tracing`.
     pub async fn start_on(
         config: Config,
         clock: Arc<dyn Clock>,
         disk: Arc<dyn Disk>,
     ) -> Result<Running, StartError> {
+        Self::start_all(config, (clock, disk), Log::default()).await
+    }
+
+    async fn start_all(
+        config: Config,
+        (clock, disk): (Arc<dyn Clock>, Arc<dyn Disk>),
+        log: Log,
+    ) -> Result<Running, StartError> {
         let (tasks, drain, abort) =
             (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
         let instance_id = format!("roadstead-{}", Uuid::new_v4().simple());
         let mut metrics = MetricRegistry::with_prefix("roadstead");
-        let app_metrics = AppMetrics::new(&mut metrics);
-        app_metrics.reloaded(clock.now(), true);
+        let app_metrics = AppMetrics::new(&mut metrics, &log, clock.now());
         let server_metrics = server::Metrics::new(&mut metrics);
         let proxy_metrics = proxy::Metrics::new(&mut metrics, Arc::clone(&clock));
         let mut set = UpstreamSet {
@@ -133,13 +141,14 @@ impl App {
             shutdown: abort.clone(),
             metrics: proxy_metrics,
         });
-        let catalog = config.catalog;
-        let registry = Registry::new(upstreams, catalog, proxy, content.clone(), &mut metrics);
+        let registry =
+            Registry::new(upstreams, config.catalog, proxy, content.clone(), &mut metrics);
         let registry = Arc::new(registry);
         let state = State {
             registry: Arc::clone(&registry),
             metrics_page: MetricsPage::new(move || page(&metrics)),
             metrics: server_metrics,
+            access_log: log.access(),
             ready: Arc::new(AtomicBool::new(true)),
             instance_id,
         };

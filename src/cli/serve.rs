@@ -49,7 +49,8 @@ fn run(
     runtime.block_on(async {
         let mut signals = Signals::new().map_err(|error| format!("no signals: {error}"))?;
         warn(&config);
-        let running = App::start(config.clone()).await.map_err(|error| error.to_string())?;
+        let running =
+            App::start(config.clone(), telemetry.log()).await.map_err(|error| error.to_string())?;
         say(&banner::started(&config, running.data_address(), running.observe_address()));
         while let Order::Reload = signals.next().await {
             reload(&running, &config, sources, telemetry);

@@ -3,6 +3,7 @@
 //! The grammar is that of the OCI distribution spec 1.1 ("Pulling manifests"). Path traversal, percent signs, upper-case names and
 //! overlong input cannot be represented, so no later room has to think of them.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -58,6 +59,13 @@ impl RegistryName {
     /// a registry under the same rule.
     pub fn is_host_like(&self) -> bool {
         looks_like_host(&self.0)
+    }
+}
+
+/// A name is looked up by its text: they hash alike and are equal alike.
+impl Borrow<str> for RegistryName {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 

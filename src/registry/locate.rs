@@ -4,6 +4,7 @@
 //! look-up keys; a name that looks like a registry and is not configured is unknown, never sent to Docker Hub as a repository name.
 //! The order is fixed: `ns`, mount, path prefix, `Host`, listener, default.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -86,6 +87,14 @@ pub struct Repository {
 struct Target {
     source: Arc<Source>,
     library: bool,
+}
+
+/// What a request means before the name of its repository is checked.
+pub(super) struct Spot<'a> {
+    target: Target,
+    /// The repository's name, without what names the upstream.
+    path: &'a str,
+    fallback: bool,
 }
 
 impl Repository {
@@ -188,16 +197,21 @@ impl Upstreams {
 
     fn find(&self, name: &RegistryName) -> Option<Target> {
         if let Some(upstream) = self.by_name.get(name) {
-            return Some(Target {
-                source: Arc::clone(&upstream.source),
-                library: upstream.library,
-            });
+            return Some(upstream.target());
         }
         let source = self.families.iter().find_map(|family| family.member(name))?;
         Some(Target { source, library: false })
     }
 
     fn find_text(&self, text: &str) -> Option<Target> {
+        // Most texts are in the canonical form, and then there is nothing to make.
+        if let Some(upstream) = self.by_name.get(text) {
+            return Some(upstream.target());
+        }
+        let folds = text.bytes().any(|byte| byte.is_ascii_uppercase());
+        if self.families.is_empty() && !folds {
+            return None;
+        }
         self.find(&text.parse().ok()?)
     }
 
@@ -208,11 +222,13 @@ impl Upstreams {
 
     /// The repository that the request means.
     pub(super) fn locate(&self, addressing: &Addressing<'_>) -> Result<Repository, Error> {
-        let found = self.find_repository(addressing)?;
+        let Spot { target, path, fallback } = self.spot(addressing)?;
+        let found = target.repository(path, addressing.path, fallback)?;
         Ok(Repository { proxied: found.proxied.asked_via(addressing.via), ..found })
     }
 
-    fn find_repository(&self, addressing: &Addressing<'_>) -> Result<Repository, Error> {
+    /// The upstream that the request means, and what the repository is called there.
+    pub(super) fn spot<'a>(&self, addressing: &Addressing<'a>) -> Result<Spot<'a>, Error> {
         // A registry that is told its own name has been told nothing, unless that name stands for an upstream: under a borrowed name
         // (DNS, a rewriting proxy) another upstream's repository of the same name must not be taken for it.
         let ns = addressing
@@ -225,15 +241,15 @@ impl Upstreams {
                 Some((first, rest)) if self.same(first, &target) => rest,
                 _ => addressing.path,
             };
-            return target.repository(path, addressing.path, true);
+            return Ok(Spot { target, path, fallback: true });
         }
         if let Some(mount) = addressing.mount {
             let target = self.find_text(mount).ok_or_else(|| unknown(mount))?;
-            return target.repository(addressing.path, addressing.path, false);
+            return Ok(Spot { target, path: addressing.path, fallback: false });
         }
         if let Some((first, rest)) = addressing.path.split_once('/') {
             if let Some(target) = self.find_text(first) {
-                return target.repository(rest, addressing.path, false);
+                return Ok(Spot { target, path: rest, fallback: false });
             }
             if looks_like_host(first) {
                 return Err(unknown(first));
@@ -243,30 +259,55 @@ impl Upstreams {
     }
 
     /// A name without any mark: `Host`, then the listener, then the default.
-    fn bare(&self, addressing: &Addressing<'_>) -> Result<Repository, Error> {
+    fn bare<'a>(&self, addressing: &Addressing<'a>) -> Result<Spot<'a>, Error> {
+        let spot = |target| Spot { target, path: addressing.path, fallback: true };
         let by_host = addressing.host.and_then(|host| self.by_host(host));
         if let Some(target) =
             by_host.or_else(|| addressing.listener.and_then(|name| self.find(name)))
         {
-            return target.repository(addressing.path, addressing.path, true);
+            return Ok(spot(target));
         }
         let Some(name) = &self.default else {
             return Err(unknown(""));
         };
         let target = self.find(name).ok_or_else(|| unknown(name.as_str()))?;
-        target.repository(addressing.path, addressing.path, true)
+        Ok(spot(target))
     }
 
     fn by_host(&self, host: &str) -> Option<Target> {
+        if self.by_host.is_empty() {
+            return None;
+        }
         let full = host.parse::<RegistryName>().ok()?;
         let without_port = || host.split(':').next()?.parse::<RegistryName>().ok();
         let upstream = self.by_host.get(&full).or_else(|| self.by_host.get(&without_port()?))?;
-        Some(Target { source: Arc::clone(&upstream.source), library: upstream.library })
+        Some(upstream.target())
     }
 
     fn same(&self, text: &str, target: &Target) -> bool {
         self.find_text(text)
             .is_some_and(|other| other.source.upstream().name() == target.source.upstream().name())
+    }
+}
+
+impl Upstream {
+    fn target(&self) -> Target {
+        Target { source: Arc::clone(&self.source), library: self.library }
+    }
+}
+
+impl<'a> Spot<'a> {
+    pub(super) fn source(&self) -> &Arc<Source> {
+        &self.target.source
+    }
+
+    /// The repository's name as the upstream knows it; nobody has checked it.
+    pub(super) fn name(&self) -> Cow<'a, str> {
+        if self.target.library && !self.path.contains('/') {
+            Cow::Owned(format!("{LIBRARY}/{}", self.path))
+        } else {
+            Cow::Borrowed(self.path)
+        }
     }
 }
 

@@ -6,6 +6,7 @@ mod reply;
 mod service;
 mod unknown;
 
+pub use crate::proxy::Ready;
 pub use error::{Error, Refusal};
 pub use locate::{Addressing, Family, Repository, Upstream, Upstreams};
 pub use reply::{

@@ -17,7 +17,9 @@ use super::unknown::Unknown;
 use crate::content::Content;
 use crate::metadata::RepositoryKey;
 use crate::oci::{Digest, RangeSpec, Reference, RegistryName, RepositoryName, Tag};
-use crate::proxy::{self, Found, Listed, Manifest, Proxy, Revision, Tagged};
+use crate::proxy::{
+    self, Found, HotAnswer, Listed, Manifest, Proxy, Ready, Revision, Tagged, TagsWanted,
+};
 
 /// Entries of one page at the most, and if the client does not say; clients page on by the `Link` header.
 pub const PAGE_MAX: usize = 10_000;
@@ -79,6 +81,21 @@ impl Registry {
     pub fn knows(&self, ns: Option<&str>, prefix: Option<&str>) -> bool {
         let upstreams = self.upstreams.load();
         ns.into_iter().chain(prefix).all(|name| upstreams.knows(name))
+    }
+
+    /// The manifest `reference`, a tag or a digest as it came, where the answer is ready in memory and every rule allows it. Never waits
+    /// and notes nothing: `None` says only that [`Registry::locate`] and [`Registry::manifest`] have to be asked.
+    pub fn hot_manifest(
+        &self,
+        addressing: &Addressing<'_>,
+        reference: &str,
+    ) -> Option<Reply<Arc<Ready>>> {
+        let upstreams = self.upstreams.load();
+        let spot = upstreams.spot(addressing).ok()?;
+        let HotAnswer { ready, left } =
+            self.proxy.hot_manifest(spot.source(), &spot.name(), reference)?;
+        let plain = Report::of(Some(&ready.repository().upstream), Outcome::Hit, None);
+        Some(Reply { value: ready, report: Report { ttl: left, ..plain } })
     }
 
     /// A manifest by tag or digest.
@@ -146,11 +163,13 @@ impl Registry {
 
     /// A page of the repository's tags.
     pub async fn tags(&self, repository: &Repository, page: &Page) -> Answer<TagsReply> {
-        match self.proxy.tags(repository.proxied()).await {
+        let limit = page_size(page);
+        // One more tells whether there is another page.
+        let wanted = TagsWanted { after: page.last.as_deref(), limit: limit.saturating_add(1) };
+        match self.proxy.tags(repository.proxied(), wanted).await {
             Ok((all, listed)) => {
                 let from =
                     page.last.as_ref().map_or(0, |last| all.partition_point(|tag| tag <= last));
-                let limit = page_size(page);
                 let tags: Vec<String> = all[from..].iter().take(limit).cloned().collect();
                 let more = !tags.is_empty() && from + tags.len() < all.len();
                 Ok(Reply { value: TagsReply { tags, more }, report: of_list(repository, listed) })

@@ -4,7 +4,9 @@
 //! cannot be forgotten. A body that comes with a request is never read: the answer closes the connection (no request smuggling).
 
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::header::{ALLOW, CONNECTION, HeaderValue, RANGE, RETRY_AFTER};
@@ -12,16 +14,17 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Response, Version};
 use hyper::body::{Body as _, Incoming};
 
+use super::access::What;
 use super::body::{Body, Payload};
 use super::caller::{Agent, Caller};
 use super::connection::Connection;
 use super::metrics::Kind;
-use super::record::{Record, What};
+use super::record::Record;
 use super::reply::{self, Problem, Subject};
 use super::route::{self, Asked, Health, PageAsked, Route, RouteError};
 use super::service::Service;
 use super::settings::{Fallback, Limits};
-use super::{headers, observe, v2};
+use super::{headers, hot, observe, v2};
 use crate::oci::{RangeError, Reference, RegistryName};
 use crate::registry::{Addressing, Error, Outcome, Refusal, Registry, Report, Repository};
 
@@ -86,12 +89,34 @@ impl From<Refusal> for Refused {
     }
 }
 
+/// The answer to one request. Most are ready as soon as they are asked for; the others' long way is boxed, because hyper moves what it
+/// is given, and keeps a place of that size for each connection.
+#[must_use]
+#[expect(clippy::large_enum_variant, reason = "the large one is the common one, and is moved once")]
+pub(super) enum Answer<'a> {
+    Ready(Option<Response<Body>>),
+    Coming(Pin<Box<dyn Future<Output = Response<Body>> + Send + 'a>>),
+}
+
+impl Future for Answer<'_> {
+    type Output = Response<Body>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Self::Ready(response) => {
+                Poll::Ready(response.take().expect("nobody polls a future after its end"))
+            }
+            Self::Coming(future) => future.as_mut().poll(cx),
+        }
+    }
+}
+
 /// Answers one request. Dropped by hyper when the connection ends before there is an answer; the record is written then too.
-pub(super) async fn dispatch(
-    service: &Service,
-    link: &Link,
+pub(super) fn dispatch<'a>(
+    service: &'a Service,
+    link: &'a Link,
     request: http::Request<Incoming>,
-) -> Response<Body> {
+) -> Answer<'a> {
     let in_flight = link.connection.begin();
     let (parts, body) = request.into_parts();
     // What follows a CONNECT was meant for a tunnel.
@@ -99,28 +124,38 @@ pub(super) async fn dispatch(
     drop(body);
     let head = parts.method == Method::HEAD;
     let mut record = Box::new(Record::begin(
-        Arc::clone(service.metrics()),
+        Arc::clone(service.ledger()),
         link.client,
         parts.method.clone(),
         service.next_id(),
     ));
-    let mut response = match &link.plane {
-        Plane::Observe => observe::answer(service, &parts, &mut record),
-        Plane::Data { upstream } => {
-            data(service, link, upstream.as_ref(), &parts, &mut record).await
+    let finish = move |mut response: Response<Payload>, mut record: Box<Record>| {
+        if unread {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
+        response.headers_mut().insert(headers::REQUEST_ID, headers::value(record.id()));
+        response.map(|payload| {
+            let payload = headers::for_head(payload, head);
+            if !matches!(payload, Payload::Parts(_)) || payload.length() == 0 {
+                record.in_memory(payload.length());
+            }
+            Body::new(payload, Some(record), Some(in_flight))
+        })
     };
-    if unread {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    response.headers_mut().insert(headers::REQUEST_ID, headers::value(record.id()));
-    response.map(|payload| {
-        let payload = headers::for_head(payload, head);
-        if payload.length() == 0 {
-            record.without_body();
+    let listener = match &link.plane {
+        Plane::Observe => {
+            let response = observe::answer(service, &parts, &mut record);
+            return Answer::Ready(Some(finish(response, record)));
         }
-        Body::new(payload, Some(record), Some(in_flight))
-    })
+        Plane::Data { upstream } => upstream.as_ref(),
+    };
+    if let Some(response) = hot::answer(service, link, listener, &parts, &mut record) {
+        return Answer::Ready(Some(finish(response, record)));
+    }
+    Answer::Coming(Box::pin(async move {
+        let response = data(service, link, listener, &parts, &mut record).await;
+        finish(response, record)
+    }))
 }
 
 /// A request to the data plane.
@@ -304,7 +339,7 @@ fn caller(
 }
 
 /// With several `Host` fields, whoever stands before us may have looked at another one than we would; HTTP/1.1 demands one.
-fn one_host(parts: &Parts) -> Result<(), RouteError> {
+pub(super) fn one_host(parts: &Parts) -> Result<(), RouteError> {
     let mut hosts = parts.headers.get_all(http::header::HOST).iter();
     match (hosts.next(), hosts.next()) {
         (_, Some(_second)) => Err(RouteError::Host),
@@ -314,7 +349,7 @@ fn one_host(parts: &Parts) -> Result<(), RouteError> {
 }
 
 /// The host that the client believes to talk to (RFC 9112, 3.2.2: an absolute target wins over the field).
-fn host(parts: &Parts) -> Option<&str> {
+pub(super) fn host(parts: &Parts) -> Option<&str> {
     match parts.uri.authority() {
         Some(authority) => Some(authority.as_str()),
         None => parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()),

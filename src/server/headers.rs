@@ -3,12 +3,16 @@
 //! What must hold: `Content-Length` is always explicit (hyper adds none to a HEAD), tags are quoted strong ones made of the digest,
 //! and nothing that a client or an upstream sent enters a field unchecked. No content coding ever: sizes and digests are of the bytes.
 
+use std::time::Duration;
+
+use bytes::BytesMut;
 use http::header::{
     ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderName,
     HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE, VIA, WARNING,
 };
 
 use super::body::Payload;
+use super::decimal::Decimal;
 use crate::oci::{Digest, RangeError, RangeSpec, parse_range};
 use crate::registry::{Outcome, Report};
 
@@ -22,6 +26,9 @@ pub(super) const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-
 pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// What stands before the freshness left in `Cache-Status`.
+const TTL: &str = "; ttl=";
 
 /// The longest chain of roadsteads: more than that go in a circle, whatever their names are.
 const ROADSTEADS_MAX: usize = 16;
@@ -63,6 +70,21 @@ pub(super) fn explain(headers: &mut HeaderMap, report: &Report) {
     if let Some(warning) = warning(report) {
         headers.insert(WARNING, value(&warning));
     }
+}
+
+/// What [`explain`] says of a hit, without the work: `Cache-Status` alone.
+pub(super) fn hit(ttl: Option<Duration>) -> HeaderValue {
+    const PLAIN: &str = "roadstead; hit";
+    let Some(ttl) = ttl else {
+        return HeaderValue::from_static(PLAIN);
+    };
+    let seconds = Decimal::of(ttl.as_secs());
+    let parts = [PLAIN, TTL, seconds.as_str()];
+    let mut text = BytesMut::with_capacity(parts.iter().map(|part| part.len()).sum());
+    for part in parts {
+        text.extend_from_slice(part.as_bytes());
+    }
+    HeaderValue::from_maybe_shared(text.freeze()).expect("letters and digits")
 }
 
 /// None where no upstream was found: there was no cache to ask.
@@ -198,8 +220,6 @@ pub(super) fn for_head(payload: Payload, head: bool) -> Payload {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn report(outcome: Outcome) -> Report {
@@ -236,6 +256,15 @@ mod tests {
         let just_stale =
             Report { stale_for: Some(Duration::from_millis(10)), ..report(Outcome::Stale) };
         assert_eq!(text(&just_stale), "roadstead; fwd=stale; ttl=0");
+    }
+
+    #[test]
+    fn the_short_text_of_a_hit_is_the_long_one() {
+        for ttl in [None, Some(0), Some(9), Some(3599), Some(u64::MAX)] {
+            let ttl = ttl.map(Duration::from_secs);
+            let long = cache_status(&Report { ttl, ..report(Outcome::Hit) }).unwrap();
+            assert_eq!(hit(ttl), long);
+        }
     }
 
     #[test]

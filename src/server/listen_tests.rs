@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::registry::Registry;
-use crate::server::{Limits, Metrics, MetricsPage};
+use crate::server::{AccessLog, Limits, Metrics, MetricsPage};
 
 struct Fixture {
     data: SocketAddr,
@@ -40,6 +40,7 @@ impl Fixture {
                 page
             }),
             metrics,
+            access_log: AccessLog::default(),
             ready: Arc::clone(&ready),
             instance_id: "roadstead-test".to_owned(),
         };

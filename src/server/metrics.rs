@@ -1,11 +1,11 @@
 //! The server's metrics: requests, bytes, times and connections.
 //!
 //! Labels come from closed sets (kind, outcome, status) or are the names of upstreams, of which so many are told apart: clients choose
-//! the members of a pattern.
+//! the members of a pattern. What a request counts is found without a lock, a hash of labels or an allocation: the handles of the
+//! families' members are kept in tables by label.
 
-use std::collections::HashSet;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -15,6 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::names::Names;
 use crate::oci::RegistryName;
 use crate::registry::Outcome;
 
@@ -22,9 +23,10 @@ use crate::registry::Outcome;
 const SECONDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0];
 
-/// Upstreams that get a label of their own; all others are counted together.
-const NAMES_MAX: usize = 500;
-/// The label of all others.
+/// Kinds and outcomes.
+const KINDS: usize = 9;
+const OUTCOMES: usize = 8;
+/// The label of all upstreams that get none of their own.
 const OTHER: &str = "other";
 
 /// What a request was for, in logs and metrics.
@@ -52,7 +54,38 @@ pub struct Metrics {
     connections: Gauge,
     refused_connections: Family<ReasonLabels, Counter>,
     limits_reached: Family<LimitLabels, Counter>,
-    names: Arc<RwLock<HashSet<RegistryName>>>,
+    handles: Arc<Handles>,
+}
+
+/// The members of the families that requests count in, by label.
+#[derive(Debug)]
+struct Handles {
+    times: Box<[[Times; OUTCOMES]; KINDS]>,
+    upstreams: Names<Handle>,
+    /// Requests that are about no upstream, and those about the upstreams without a label of their own.
+    none: Handle,
+    other: Handle,
+}
+
+#[derive(Debug, Default)]
+struct Times {
+    whole: OnceLock<Histogram>,
+    first_byte: OnceLock<Histogram>,
+}
+
+/// What is counted for one upstream.
+#[derive(Debug, Default)]
+struct Handle {
+    requests: [[OnceLock<Box<ByStatus>>; OUTCOMES]; KINDS],
+    bytes: [OnceLock<Counter>; KINDS],
+}
+
+/// A chain of counters, one for each status that was seen. It only grows, and there are few.
+#[derive(Debug)]
+struct ByStatus {
+    status: u16,
+    requests: Counter,
+    next: OnceLock<Box<ByStatus>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -118,7 +151,7 @@ impl Metrics {
             connections: Gauge::default(),
             refused_connections: Family::default(),
             limits_reached: Family::default(),
-            names: Arc::default(),
+            handles: Arc::new(Handles::new()),
         };
         registry.register("requests", "Requests answered", metrics.requests.clone());
         registry.register(
@@ -151,35 +184,39 @@ impl Metrics {
     }
 
     pub(super) fn finished(&self, sample: &Sample<'_>) {
-        let outcome = OutcomeLabel(sample.outcome);
-        let upstream = self.label(sample.upstream);
-        let kind = sample.kind;
-        let status = sample.status.into();
-        let labels = RequestLabels { kind, outcome, upstream, status };
-        self.requests.get_or_create(&labels).inc();
+        let (kind, outcome) = (sample.kind, sample.outcome);
+        let (handle, upstream) = self.handle(sample.upstream);
+        let counters = &handle.requests[place_of_kind(kind)][place_of_outcome(outcome)];
+        let make = || {
+            let (outcome, upstream) = (OutcomeLabel(outcome), upstream.label());
+            let status = sample.status.into();
+            self.requests.get_or_create_owned(&RequestLabels { kind, outcome, upstream, status })
+        };
+        ByStatus::find(counters, sample.status, make).inc();
         if sample.bytes > 0 {
-            let upstream = labels.upstream;
-            self.served_bytes.get_or_create(&BytesLabels { upstream, kind }).inc_by(sample.bytes);
+            let make = || {
+                let upstream = upstream.label();
+                self.served_bytes.get_or_create_owned(&BytesLabels { upstream, kind })
+            };
+            handle.bytes[place_of_kind(kind)].get_or_init(make).inc_by(sample.bytes);
         }
-        let labels = TimeLabels { kind, outcome };
-        self.request_seconds.get_or_create(&labels).observe(sample.whole.as_secs_f64());
+        let times = &self.handles.times[place_of_kind(kind)][place_of_outcome(outcome)];
+        let labels = TimeLabels { kind, outcome: OutcomeLabel(outcome) };
+        let make = || self.request_seconds.get_or_create_owned(&labels);
+        times.whole.get_or_init(make).observe(sample.whole.as_secs_f64());
         if let Some(first_byte) = sample.first_byte {
-            self.first_byte_seconds.get_or_create(&labels).observe(first_byte.as_secs_f64());
+            let make = || self.first_byte_seconds.get_or_create_owned(&labels);
+            times.first_byte.get_or_init(make).observe(first_byte.as_secs_f64());
         }
     }
 
-    fn label(&self, name: Option<&RegistryName>) -> UpstreamLabel {
-        let Some(name) = name else { return UpstreamLabel::None };
-        // A set is whole whoever held it.
-        if self.names.read().unwrap_or_else(PoisonError::into_inner).contains(name) {
-            return UpstreamLabel::Name(name.clone());
+    /// Where requests about an upstream count, and under which label.
+    fn handle<'a>(&self, name: Option<&'a RegistryName>) -> (&Handle, Upstream<'a>) {
+        let Some(name) = name else { return (&self.handles.none, Upstream::None) };
+        match self.handles.upstreams.get(name) {
+            Some(handle) => (handle, Upstream::Name(name)),
+            None => (&self.handles.other, Upstream::Other),
         }
-        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
-        if names.len() >= NAMES_MAX && !names.contains(name) {
-            return UpstreamLabel::Other;
-        }
-        names.insert(name.clone());
-        UpstreamLabel::Name(name.clone())
     }
 
     /// A connection is open until the answer is dropped.
@@ -196,6 +233,77 @@ impl Metrics {
     /// A connection was ended by one of our limits.
     pub(super) fn refused(&self, reason: &'static str) {
         self.refused_connections.get_or_create(&ReasonLabels { reason }).inc();
+    }
+}
+
+impl Handles {
+    fn new() -> Self {
+        Self {
+            times: Box::default(),
+            upstreams: Names::new(),
+            none: Handle::default(),
+            other: Handle::default(),
+        }
+    }
+}
+
+impl ByStatus {
+    /// The counter of `status` in the chain that begins at `first`, made by `make` if it is new.
+    fn find(first: &OnceLock<Box<Self>>, status: u16, make: impl Fn() -> Counter) -> &Counter {
+        let mut link = first;
+        loop {
+            let at = link
+                .get_or_init(|| Box::new(Self { status, requests: make(), next: OnceLock::new() }));
+            if at.status == status {
+                return &at.requests;
+            }
+            link = &at.next;
+        }
+    }
+}
+
+fn place_of_kind(kind: Kind) -> usize {
+    match kind {
+        Kind::Ping => 0,
+        Kind::Manifest => 1,
+        Kind::Blob => 2,
+        Kind::Tags => 3,
+        Kind::Catalog => 4,
+        Kind::Referrers => 5,
+        Kind::Health => 6,
+        Kind::Metrics => 7,
+        Kind::Other => 8,
+    }
+}
+
+fn place_of_outcome(outcome: Outcome) -> usize {
+    match outcome {
+        Outcome::Hit => 0,
+        Outcome::Joined => 1,
+        Outcome::Miss => 2,
+        Outcome::Revalidated => 3,
+        Outcome::Stale => 4,
+        Outcome::Bypass => 5,
+        Outcome::Refused => 6,
+        Outcome::Error => 7,
+    }
+}
+
+/// The label of an upstream before it costs anything.
+#[derive(Clone, Copy, Debug)]
+enum Upstream<'a> {
+    None,
+    Name(&'a RegistryName),
+    Other,
+}
+
+impl Upstream<'_> {
+    fn label(self) -> UpstreamLabel {
+        match self {
+            Self::None => UpstreamLabel::None,
+            Self::Name(name) => UpstreamLabel::Name(name.clone()),
+            Self::Other => UpstreamLabel::Other,
+        }
     }
 }
 
@@ -250,19 +358,57 @@ impl EncodeLabelValue for UpstreamLabel {
 
 #[cfg(test)]
 mod tests {
+    use super::super::names::NAMES_MAX;
     use super::*;
 
     #[test]
-    fn names_that_clients_choose_do_not_grow_without_end() {
-        let metrics = Metrics::new(&mut Registry::default());
-        let label =
-            |number: usize| metrics.label(Some(&format!("r{number}.pkg.dev").parse().unwrap()));
-        for number in 0..NAMES_MAX {
-            assert!(matches!(label(number), UpstreamLabel::Name(_)));
+    fn upstreams_beyond_the_limit_are_counted_together() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        for number in 0..NAMES_MAX + 3 {
+            let upstream = format!("r{number}.pkg.dev").parse().unwrap();
+            metrics.finished(&Sample { upstream: Some(&upstream), ..sample() });
         }
-        assert_eq!(label(NAMES_MAX), UpstreamLabel::Other);
-        assert!(matches!(label(7), UpstreamLabel::Name(_)));
-        assert_eq!(metrics.label(None), UpstreamLabel::None);
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
+        let line = |upstream: &str| {
+            format!(
+                r#"requests_total{{kind="blob",outcome="hit",upstream="{upstream}",status="206"}}"#
+            )
+        };
+        assert!(page.contains(&(line("r499.pkg.dev") + " 1\n")), "{page}");
+        assert!(page.contains(&(line(OTHER) + " 3\n")), "{page}");
+        assert!(!page.contains("r500.pkg.dev"));
+    }
+
+    #[test]
+    fn each_status_has_its_own_counter() {
+        let metrics = Metrics::new(&mut Registry::default());
+        for status in [200, 404, 200, 206, 404, 200] {
+            metrics.finished(&Sample { status, ..sample() });
+        }
+        let count = |status| {
+            let labels = RequestLabels {
+                kind: Kind::Blob,
+                outcome: OutcomeLabel(Outcome::Hit),
+                upstream: UpstreamLabel::None,
+                status,
+            };
+            metrics.requests.get_or_create(&labels).get()
+        };
+        assert_eq!([count(200), count(404), count(206), count(500)], [3, 2, 1, 0]);
+    }
+
+    fn sample() -> Sample<'static> {
+        Sample {
+            kind: Kind::Blob,
+            outcome: Outcome::Hit,
+            upstream: None,
+            status: 206,
+            bytes: 7,
+            whole: Duration::from_millis(3),
+            first_byte: Some(Duration::from_millis(1)),
+        }
     }
 
     #[test]
@@ -270,15 +416,7 @@ mod tests {
         let mut registry = Registry::with_prefix("roadstead");
         let metrics = Metrics::new(&mut registry);
         let upstream: RegistryName = "docker.io".parse().unwrap();
-        let sample = Sample {
-            kind: Kind::Blob,
-            outcome: Outcome::Hit,
-            upstream: Some(&upstream),
-            status: 206,
-            bytes: 7,
-            whole: Duration::from_millis(3),
-            first_byte: Some(Duration::from_millis(1)),
-        };
+        let sample = Sample { upstream: Some(&upstream), ..sample() };
         metrics.finished(&sample);
         metrics.finished(&Sample { upstream: None, status: 404, bytes: 0, ..sample });
         let open = metrics.connection();

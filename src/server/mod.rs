@@ -4,18 +4,24 @@
 //! leaves through `body`, `io` and `serve`. The admin API has a listener of its own and shares nothing with the others. Status codes exist only in `reply`, deadlines of connections only in `connection`. The
 //! room knows no upstream, no file and no database; it opens no connection of its own and never reads a request body.
 
+mod access;
 mod admin;
 mod body;
 mod caller;
 mod connection;
+mod decimal;
 mod dispatch;
+#[doc(hidden)]
+pub mod doors;
 mod error;
 mod guard;
 mod headers;
+mod hot;
 mod hub;
 mod io;
 mod listen;
 mod metrics;
+mod names;
 mod observe;
 mod parts;
 mod places;
@@ -25,8 +31,10 @@ mod route;
 mod serve;
 mod service;
 mod settings;
+mod slots;
 mod v2;
 
+pub use access::{ACCESS_TARGET, AccessFields, AccessLine, AccessLog};
 pub use admin::{Admin, AdminSocket, SOCKET_NAME};
 pub use error::BindError;
 pub use listen::Server;

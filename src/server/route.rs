@@ -162,6 +162,41 @@ pub(super) fn parse<'a>(
     Ok(Asked { mount, ns, route })
 }
 
+/// The parts of a path that [`parse`] would take for a manifest, as texts whose grammar nobody has checked.
+#[derive(Debug, PartialEq)]
+pub(super) struct Spotted<'a> {
+    pub(super) mount: Option<&'a str>,
+    pub(super) ns: Option<Cow<'a, str>>,
+    pub(super) path: &'a str,
+    pub(super) reference: &'a str,
+}
+
+/// Reads a request as far as is needed to look for the manifest among those that are ready: texts that are wrong are not among them. `None`:
+/// [`parse`] has to read it. `path` is as it came.
+pub(super) fn spot_manifest<'a>(
+    method: &Method,
+    path: &'a str,
+    query: Option<&'a str>,
+    limits: &Limits,
+) -> Option<Spotted<'a>> {
+    let query = query.unwrap_or_default();
+    let legal = path.len() <= limits.path_bytes
+        && query.len() <= limits.query_bytes
+        && (method == Method::GET || method == Method::HEAD)
+        && !path.contains('%');
+    if !legal {
+        return None;
+    }
+    let (mount, rest) = split_mount(path)?;
+    let (front, reference) = rest.rsplit_once('/')?;
+    let (path, verb) = front.rsplit_once('/')?;
+    if verb != "manifests" || path.is_empty() || reference.is_empty() {
+        return None;
+    }
+    let ns = if query.is_empty() { None } else { query_value(query, "ns").ok()? };
+    Some(Spotted { mount, ns, path, reference })
+}
+
 /// Parts the path into what stands before the first `v2` component and what stands after it.
 fn split_mount(path: &str) -> Option<(Option<&str>, &str)> {
     let path = path.strip_prefix('/')?;

@@ -326,3 +326,39 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_is_spotted_is_what_is_read() {
+    let limits = Limits::default();
+    let digest = format!("/v2/ghcr.io/o/r/manifests/{D}");
+    let spotted = [
+        ("/v2/nginx/manifests/latest", ""),
+        ("/v2/docker.io/library/nginx/manifests/v1.2_3-x", "ns=docker.io"),
+        ("/p/v2/a/manifests/b", "x=y&ns=ghcr.io"),
+        ("/v2/a/manifests/manifests/latest", ""),
+        (digest.as_str(), "ns=localhost%3A5001"),
+    ];
+    for (path, query) in spotted {
+        let found = spot_manifest(&Method::GET, path, Some(query), &limits).expect(path);
+        let asked = get(path, query).unwrap();
+        assert_eq!((found.mount, &found.ns), (asked.mount, &asked.ns), "{path}");
+        assert_eq!(asked.route, manifest(found.path, found.reference), "{path}");
+    }
+    let tagged = format!("/v2/a/manifests/latest/{D}");
+    let long = format!("/v2/{}/manifests/b", "a".repeat(limits.path_bytes));
+    let others = [
+        (Method::GET, "/v2/a/manifests/lat%65st", ""),
+        (Method::GET, "/v2/manifests/latest", ""),
+        (Method::GET, "/v2/a/manifests/", ""),
+        (Method::GET, "/v2/a/blobs/b", ""),
+        (Method::GET, "/v2/", ""),
+        (Method::GET, "/livez", ""),
+        (Method::PUT, "/v2/a/manifests/latest", ""),
+        (Method::GET, "/v2/a/manifests/latest", "ns=%zz"),
+        (Method::GET, tagged.as_str(), ""),
+        (Method::GET, long.as_str(), ""),
+    ];
+    for (method, path, query) in others {
+        assert_eq!(spot_manifest(&method, path, Some(query), &limits), None, "{method} {path}");
+    }
+}

@@ -4,10 +4,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::access::AccessLog;
+use super::decimal::{DIGITS_MAX, Decimal};
 use super::guard::Guard;
 use super::metrics::Metrics;
+use super::record::Ledger;
 use super::settings::{Fallback, Limits, Settings};
 use crate::registry::Registry;
+
+/// Letters of a request id that tell one run of the program from another.
+const RUN_LETTERS: usize = 8;
 
 /// What the server is given to serve.
 #[derive(Clone, Debug)]
@@ -16,6 +22,8 @@ pub struct State {
     /// Writes the page of `/metrics`.
     pub metrics_page: MetricsPage,
     pub metrics: Metrics,
+    /// Where the lines of finished requests go.
+    pub access_log: AccessLog,
     /// What `/readyz` says; the server takes it back when it begins to drain.
     pub ready: Arc<AtomicBool>,
     /// How requests of ours name us in `Via`.
@@ -47,20 +55,26 @@ impl fmt::Debug for MetricsPage {
 pub(super) struct Service {
     state: State,
     /// Shared with the record of every request.
-    metrics: Arc<Metrics>,
+    ledger: Arc<Ledger>,
     guard: Guard,
     fallback: Fallback,
     limits: Limits,
     /// The same number twice in two runs of the program must not be the same id.
-    run: u32,
+    run: [u8; RUN_LETTERS],
     requests: AtomicU64,
 }
 
 impl Service {
     pub(super) fn new(state: State, settings: Settings) -> Self {
-        let (run, _, _, _) = uuid::Uuid::new_v4().as_fields();
+        let mut letters = [0; uuid::fmt::Simple::LENGTH];
+        uuid::Uuid::new_v4().simple().encode_lower(&mut letters);
+        let mut run = [0; RUN_LETTERS];
+        run.copy_from_slice(&letters[..RUN_LETTERS]);
         Self {
-            metrics: Arc::new(state.metrics.clone()),
+            ledger: Arc::new(Ledger {
+                metrics: state.metrics.clone(),
+                log: state.access_log.clone(),
+            }),
             state,
             guard: Guard::new(settings.clients),
             fallback: settings.fallback,
@@ -72,16 +86,25 @@ impl Service {
 
     /// A new request id, short enough to be read aloud.
     pub(super) fn next_id(&self) -> Arc<str> {
-        let number = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
-        format!("{:08x}-{number}", self.run).into()
+        let number = Decimal::of(self.requests.fetch_add(1, Ordering::Relaxed) + 1);
+        let mut text = [0; RUN_LETTERS + 1 + DIGITS_MAX];
+        let end = RUN_LETTERS + 1 + number.as_str().len();
+        text[..RUN_LETTERS].copy_from_slice(&self.run);
+        text[RUN_LETTERS] = b'-';
+        text[RUN_LETTERS + 1..end].copy_from_slice(number.as_str().as_bytes());
+        std::str::from_utf8(&text[..end]).expect("letters and digits").into()
     }
 
     pub(super) fn registry(&self) -> &Registry {
         &self.state.registry
     }
 
-    pub(super) fn metrics(&self) -> &Arc<Metrics> {
-        &self.metrics
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.ledger.metrics
+    }
+
+    pub(super) fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
     }
 
     pub(super) fn metrics_page(&self) -> String {

@@ -214,3 +214,28 @@ async fn sigterm_lets_a_running_body_finish() {
     assert_eq!(body.rest().await.digest(), layer.digest);
     assert!(roadstead.wait().0.success());
 }
+
+#[tokio::test]
+async fn every_request_before_sigterm_is_in_the_log() {
+    const REQUESTS: usize = 50;
+    let home = TempDir::new().unwrap();
+    fs::write(home.path().join("r.toml"), "log_format = \"json\"\n").unwrap();
+    let roadstead = Roadstead::start(home.path(), &["--config", "r.toml"]);
+    let client = Client::new(roadstead.data);
+    for number in 0..REQUESTS {
+        client.get(&format!("/no/{number}/%1b%0a")).expect(400).await;
+    }
+    roadstead.signal("TERM");
+    let log = roadstead.log.clone();
+    assert!(roadstead.wait().0.success());
+    let text = fs::read_to_string(log).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let access: Vec<_> = lines.filter(|line| line["target"] == "roadstead::access").collect();
+    assert_eq!(access.len(), REQUESTS, "{text}");
+    // A line may be made when its client has the answer already, so neighbours may change places.
+    for number in 0..REQUESTS {
+        let path = format!("/no/{number}/%1b%0a");
+        let line = access.iter().find(|line| line["reference"] == *path).expect(&path);
+        assert_eq!((&line["status"], &line["outcome"]), (&400.into(), &"refused".into()));
+    }
+}

@@ -24,6 +24,7 @@ mod errors;
 mod fake_self;
 mod fake_self_auth;
 mod flight;
+mod hot;
 mod lists;
 mod membership;
 mod metrics;

@@ -6,12 +6,15 @@
 use std::fmt;
 use std::io::IsTerminal;
 
+use prometheus_client::metrics::counter::Counter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt as lines, reload};
 
-use super::writer::Writer;
+use super::lines::Style;
+use super::writer::{Queue, Writer};
 use crate::app::config::{LogFormat, LogSettings};
+use crate::server::AccessLog;
 
 /// The log of this process. Lines that are still on their way are written when it is finished.
 #[derive(Debug)]
@@ -19,6 +22,10 @@ pub struct Telemetry {
     filter: reload::Handle<EnvFilter, Registry>,
     writer: Writer,
 }
+
+/// What the rooms need of the log. Without one, as in tests, the lines of requests are events of `tracing` like all others.
+#[derive(Clone, Debug, Default)]
+pub struct Log(Option<Queue>);
 
 /// The log cannot be set up.
 #[derive(Debug)]
@@ -31,10 +38,12 @@ impl Telemetry {
     /// When the filter does not parse, when a log is set up already, or when the system gives no thread.
     pub fn install(settings: &LogSettings) -> Result<Self, TelemetryError> {
         let refuse = |error: &dyn fmt::Display| TelemetryError(error.to_string());
-        let writer = Writer::start(std::io::stderr()).map_err(|error| refuse(&error))?;
+        let style = style(settings.format);
+        let writer = Writer::start(std::io::stderr(), style, report_dropped)
+            .map_err(|error| refuse(&error))?;
         let (filter, handle) = reload::Layer::new(filter(settings)?);
         let subscriber =
-            tracing_subscriber::registry().with(filter).with(layer(settings.format, &writer));
+            tracing_subscriber::registry().with(filter).with(layer(style, into(&writer)));
         subscriber.try_init().map_err(|error| refuse(&error))?;
         Ok(Self { filter: handle, writer })
     }
@@ -48,9 +57,47 @@ impl Telemetry {
         changed.map_err(|error| TelemetryError(error.to_string()))
     }
 
+    /// What the rooms need of it.
+    pub fn log(&self) -> Log {
+        Log(Some(self.writer.queue()))
+    }
+
     /// Writes what is still on its way, for at most a second or two: a reader that is stuck must not keep the process alive.
     pub fn finish(self) {
         self.writer.finish();
+    }
+}
+
+impl Log {
+    /// Where the lines of requests go.
+    pub(in crate::app) fn access(&self) -> AccessLog {
+        match self.0.clone() {
+            Some(queue) => AccessLog::new(move |line| queue.send(line)),
+            None => AccessLog::default(),
+        }
+    }
+
+    /// Lines that were dropped because the reader of the log is too slow.
+    pub(in crate::app) fn dropped(&self) -> Counter {
+        self.0.as_ref().map(Queue::dropped).cloned().unwrap_or_default()
+    }
+}
+
+fn report_dropped(dropped: u64) {
+    tracing::warn!(dropped, "log lines were dropped: the reader of the log is too slow");
+}
+
+/// Makes places to write a line to.
+fn into(writer: &Writer) -> impl Fn() -> Queue + Send + Sync + 'static {
+    let queue = writer.queue();
+    move || queue.clone()
+}
+
+fn style(format: LogFormat) -> Style {
+    match format {
+        LogFormat::Text if std::io::stderr().is_terminal() => Style::Coloured,
+        LogFormat::Text => Style::Text,
+        LogFormat::Json => Style::Json,
     }
 }
 
@@ -61,18 +108,16 @@ fn filter(settings: &LogSettings) -> Result<EnvFilter, TelemetryError> {
     parsed.map_err(|error| TelemetryError(format!("log_filter {directives:?}: {error}")))
 }
 
-fn layer<S>(format: LogFormat, writer: &Writer) -> Box<dyn Layer<S> + Send + Sync>
+pub(super) fn layer<S, W>(style: Style, writer: W) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+    W: for<'a> lines::MakeWriter<'a> + Send + Sync + 'static,
 {
-    let queue = writer.queue();
-    let writer = move || queue.clone();
-    match format {
-        LogFormat::Text => {
-            let is_terminal = std::io::stderr().is_terminal();
-            lines::layer().with_ansi(is_terminal).with_writer(writer).boxed()
+    match style {
+        Style::Text | Style::Coloured => {
+            lines::layer().with_ansi(style == Style::Coloured).with_writer(writer).boxed()
         }
-        LogFormat::Json => lines::layer()
+        Style::Json => lines::layer()
             .json()
             .flatten_event(true)
             .with_current_span(false)
@@ -99,11 +144,11 @@ mod tests {
 
     fn written(format: LogFormat, level: &str, make: impl FnOnce()) -> String {
         let sink = Shared(Arc::new(Mutex::new(Vec::new())));
-        let writer = Writer::start(sink.clone()).unwrap();
+        let writer = Writer::start(sink.clone(), style(format), report_dropped).unwrap();
         let settings = LogSettings { format, level: level.to_owned(), filter: None };
         let subscriber = tracing_subscriber::registry()
             .with(filter(&settings).unwrap())
-            .with(layer(format, &writer));
+            .with(layer(style(format), into(&writer)));
         tracing::subscriber::with_default(subscriber, make);
         writer.finish();
         String::from_utf8(sink.0.lock().unwrap().clone()).unwrap()
