@@ -88,8 +88,9 @@ impl Stage {
         self.work().partial.file()
     }
 
-    /// Writes all of `bytes` at `offset`, which may be beyond what is written already; see [`Stage::write_parts_at`].
-    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    /// [`Stage::write_parts_at`] of one part.
+    #[cfg(test)]
+    pub(crate) fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.write_parts_at(offset, &[bytes])
     }
 

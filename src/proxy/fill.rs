@@ -109,7 +109,6 @@ impl Filler {
     async fn fetch(&self, running: &Arc<Running>, order: Order) -> Result<(), Failure> {
         let begun = self.begin(running, order).await?;
         let Begun { stage, total, present, first } = begun;
-        let file = ContentFile::new(stage.file(), None);
         let (chunks, queue) = queue();
         let writer = Writer {
             stage,
@@ -138,9 +137,7 @@ impl Filler {
         match written.map_err(|_panic| Failure::Abandoned)? {
             None => Ok(()),
             Some(Written::Whole { .. }) => Err(Failure::DigestMismatch),
-            Some(Written::Broken(prefix)) => {
-                self.detached(running, &order.digest, prefix, file).await
-            }
+            Some(Written::Broken(prefix)) => self.detached(running, &order.digest, prefix).await,
             Some(Written::Unfinished) => Err(brought.err().unwrap_or(Failure::Abandoned)),
         }
     }
@@ -151,13 +148,13 @@ impl Filler {
         running: &Arc<Running>,
         digest: &Digest,
         prefix: Prefix,
-        file: Arc<ContentFile>,
     ) -> Result<(), Failure> {
         let flight = &running.flight;
         let place = Arc::clone(&self.rings).try_acquire_owned();
         if !place.is_ok_and(|place| flight.detach(place)) {
             return Err(Failure::Store);
         }
+        let file = flight.file().ok_or(Failure::Store)?;
         let (chunks, queue) = queue();
         let (running_too, shutdown) = (Arc::clone(running), self.shutdown.clone());
         let passer = Passer { prefix, file, running: running_too, shutdown };

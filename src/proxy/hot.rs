@@ -12,7 +12,7 @@ use std::any::Any;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -32,8 +32,6 @@ const HOT_BYTES_MAX: usize = 8 * 1024 * 1024;
 const PARTS: usize = 8;
 /// What an entry takes beside the bytes of its manifest, about: itself, names, policy, and what a face prepares for it.
 const ENTRY_BYTES: usize = 3 * 1024;
-/// The use of an entry is noted in the store no more often than this; access times are kept in steps of minutes.
-const TOUCH_EVERY: Duration = Duration::from_secs(60);
 
 /// A manifest with everything by which it may be shown again.
 pub struct Ready {
@@ -47,7 +45,6 @@ pub struct Ready {
     facts: HotManifest,
     /// For a tag: its policy, and was it confirmed by another host than those of the present upstream?
     tag: Option<(TagPolicy, bool)>,
-    touched: AtomicI64,
     /// Since the last look of the one who makes room.
     used: AtomicBool,
     prepared: OnceLock<Box<dyn Any + Send + Sync>>,
@@ -240,20 +237,11 @@ impl Shared {
             }
             _ => None,
         };
-        self.note_use(&ready, now);
-        Some(HotAnswer { ready, left })
-    }
-
-    fn note_use(&self, ready: &Ready, now: Timestamp) {
         if !ready.used.load(Relaxed) {
             ready.used.store(true, Relaxed);
         }
-        let touched = Timestamp::from_millis(ready.touched.load(Relaxed));
-        // A clock that was set back touches too.
-        if now < touched || now.since(touched) >= TOUCH_EVERY {
-            ready.touched.store(now.as_millis(), Relaxed);
-            self.content().metadata().touch(&ready.manifest.digest, now);
-        }
+        self.content().metadata().touch(&ready.manifest.digest, now);
+        Some(HotAnswer { ready, left })
     }
 
     /// Keeps an answer that came from the store, so that the next one need not go so far. Everything by which it is shown again is looked
@@ -264,7 +252,7 @@ impl Shared {
         reference: &Reference,
         manifest: &Manifest,
     ) {
-        let source = repository.shared_source();
+        let source = repository.source();
         let (key, tag) = (repository.key(), reference.tag());
         let Some(facts) = self.content().metadata().hot_manifest(key, tag, &manifest.digest) else {
             return;
@@ -285,7 +273,6 @@ impl Shared {
             source: Arc::downgrade(source),
             facts,
             tag,
-            touched: AtomicI64::new(self.now().as_millis()),
             used: AtomicBool::new(false),
             prepared: OnceLock::new(),
         });

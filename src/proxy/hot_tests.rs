@@ -49,7 +49,6 @@ fn ready(facts: &HotManifest, name: &str, reference: &str, bytes: usize) -> Read
         source: Weak::new(),
         facts: facts.clone(),
         tag: None,
-        touched: AtomicI64::new(0),
         used: AtomicBool::new(false),
         prepared: OnceLock::new(),
     }

@@ -114,11 +114,7 @@ impl Proxied {
         &self.upstream
     }
 
-    pub(super) fn source(&self) -> &Source {
-        &self.source
-    }
-
-    pub(super) fn shared_source(&self) -> &Arc<Source> {
+    pub(super) fn source(&self) -> &Arc<Source> {
         &self.source
     }
 

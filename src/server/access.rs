@@ -1,7 +1,7 @@
 //! The line that each request leaves in the access log, as plain values, and the way it takes to whoever writes it.
 //!
 //! A line is made on the hot path and written elsewhere: names are shared, numbers are numbers, and no text is put together before
-//! [`AccessLine::describe`]. The order and the names of the fields exist there and nowhere else. No header, query or credential
+//! [`AccessLine::describe`]. The macros of `tracing` want the fields named once more, for its events and filters; a test holds them together. No header, query or credential
 //! enters a line, and whoever writes it must escape texts: a path that is no route may hold anything.
 
 use std::fmt::{self, Write as _};

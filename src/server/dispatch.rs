@@ -1,6 +1,6 @@
 //! One request: read what it asks, ask the registry within the time that the client will wait, and turn the answer into a response.
 //!
-//! Every way out passes through [`finish`], so that the request id, the record and the closing of a connection with unread bytes
+//! Every way out passes through `finish`, so that the request id, the record and the closing of a connection with unread bytes
 //! cannot be forgotten. A body that comes with a request is never read: the answer closes the connection (no request smuggling).
 
 use std::net::IpAddr;
@@ -202,7 +202,7 @@ async fn data(
                     within(limits.answer, v2::catalog::list(&exchange, page)).await
                 }
                 Ok(Found::Repository(repository)) => {
-                    record.located(&repository);
+                    record.located(repository.upstream(), repository.name());
                     caller =
                         self::caller(service.fallback(), agent, ns.is_some(), Some(&repository));
                     let time = budget(limits, agent, subject, &parts.headers);
@@ -217,10 +217,7 @@ async fn data(
     };
     let fields = response.headers_mut();
     fields.insert(headers::API_VERSION, headers::API_VERSION_2);
-    // What is no name of a registry is not repeated: it may be anything.
-    if let Some(ns) = ns.filter(|ns| ns.parse::<RegistryName>().is_ok()) {
-        fields.insert(headers::OCI_NAMESPACE, headers::value(ns));
-    }
+    headers::namespace(fields, ns);
     response
 }
 

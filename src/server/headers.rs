@@ -12,8 +12,7 @@ use http::header::{
 };
 
 use super::body::Payload;
-use super::decimal::Decimal;
-use crate::oci::{Digest, RangeError, RangeSpec, parse_range};
+use crate::oci::{Digest, RangeError, RangeSpec, RegistryName, parse_range};
 use crate::registry::{Outcome, Report};
 
 pub(super) const DOCKER_CONTENT_DIGEST: HeaderName =
@@ -78,13 +77,20 @@ pub(super) fn hit(ttl: Option<Duration>) -> HeaderValue {
     let Some(ttl) = ttl else {
         return HeaderValue::from_static(PLAIN);
     };
-    let seconds = Decimal::of(ttl.as_secs());
-    let parts = [PLAIN, TTL, seconds.as_str()];
+    let mut digits = itoa::Buffer::new();
+    let parts = [PLAIN, TTL, digits.format(ttl.as_secs())];
     let mut text = BytesMut::with_capacity(parts.iter().map(|part| part.len()).sum());
     for part in parts {
         text.extend_from_slice(part.as_bytes());
     }
     HeaderValue::from_maybe_shared(text.freeze()).expect("letters and digits")
+}
+
+/// The registry that the client named by `ns`. What is no name of a registry is not repeated: it may be anything.
+pub(super) fn namespace(headers: &mut HeaderMap, ns: Option<&str>) {
+    if let Some(ns) = ns.filter(|ns| ns.parse::<RegistryName>().is_ok()) {
+        headers.insert(OCI_NAMESPACE, value(ns));
+    }
 }
 
 /// None where no upstream was found: there was no cache to ask.

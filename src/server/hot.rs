@@ -4,7 +4,7 @@
 //! same. Whatever is out of the ordinary (an encoded path, a `Via`, a client that is not admitted, a name that is not known) goes the long
 //! way, which alone refuses.
 
-use http::header::{HeaderMap, IF_NONE_MATCH, VIA};
+use http::header::{HeaderMap, VIA};
 use http::request::Parts;
 use http::{HeaderValue, Response};
 
@@ -16,7 +16,7 @@ use super::record::Record;
 use super::route;
 use super::service::Service;
 use super::{headers, reply};
-use crate::oci::{Digest, RegistryName};
+use crate::oci::RegistryName;
 use crate::registry::{Addressing, Ready};
 
 /// `Docker-Content-Digest`, `ETag`, `Content-Type`, `Content-Length`, `Cache-Status`, the version, `OCI-Namespace` and the request id.
@@ -48,16 +48,13 @@ pub(super) fn answer(
     let (ready, report) = (found.value, found.report);
     record.asked(Kind::Manifest, Some(What::Reference(ready.reference().clone())));
     let repository = ready.repository();
-    record.located_at(&repository.upstream, &repository.name);
+    record.located(&repository.upstream, &repository.name);
     let mut fields = ready.prepared(|| prepare(&ready));
     fields.insert(headers::CACHE_STATUS, headers::hit(report.ttl));
-    // What is no name of a registry is not repeated: it may be anything.
-    if let Some(ns) = asked.ns.filter(|ns| ns.parse::<RegistryName>().is_ok()) {
-        fields.insert(headers::OCI_NAMESPACE, headers::value(&ns));
-    }
+    headers::namespace(&mut fields, asked.ns.as_deref());
     let manifest = ready.manifest();
     let mut response = Response::new(Payload::Empty);
-    if held(&parts.headers, &manifest.digest) {
+    if headers::holds_already(&parts.headers, &manifest.digest) {
         fields.remove(http::header::CONTENT_TYPE);
         fields.remove(http::header::CONTENT_LENGTH);
         *response.status_mut() = reply::NOT_MODIFIED;
@@ -67,10 +64,6 @@ pub(super) fn answer(
     *response.headers_mut() = fields;
     record.answered(response.status(), report.outcome, report.reason);
     Some(response)
-}
-
-fn held(asked: &HeaderMap, digest: &Digest) -> bool {
-    asked.contains_key(IF_NONE_MATCH) && headers::holds_already(asked, digest)
 }
 
 /// The fields that are the same in every answer, and the places of the others.

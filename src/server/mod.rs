@@ -9,7 +9,6 @@ mod admin;
 mod body;
 mod caller;
 mod connection;
-mod decimal;
 mod dispatch;
 #[doc(hidden)]
 pub mod doors;

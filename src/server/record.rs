@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::access::{AccessLine, AccessLog, GONE, What};
 use super::metrics::{Kind, Metrics, Sample};
 use crate::oci::{RegistryName, RepositoryName};
-use crate::registry::{Outcome, Report, Repository};
+use crate::registry::{Outcome, Report};
 
 /// Of a path that is no route, so much is logged.
 const STRANGE_PATH_CHARS_MAX: usize = 120;
@@ -60,12 +60,7 @@ impl Record {
         self.line.reference = Some(What::Path(path));
     }
 
-    pub(super) fn located(&mut self, repository: &Repository) {
-        self.line.upstream = Some(repository.upstream().clone());
-        self.line.repository = Some(repository.name().clone());
-    }
-
-    pub(super) fn located_at(&mut self, upstream: &RegistryName, name: &RepositoryName) {
+    pub(super) fn located(&mut self, upstream: &RegistryName, name: &RepositoryName) {
         self.line.upstream = Some(upstream.clone());
         self.line.repository = Some(name.clone());
     }

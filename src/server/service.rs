@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::access::AccessLog;
-use super::decimal::{DIGITS_MAX, Decimal};
 use super::guard::Guard;
 use super::metrics::Metrics;
 use super::record::Ledger;
@@ -86,12 +85,13 @@ impl Service {
 
     /// A new request id, short enough to be read aloud.
     pub(super) fn next_id(&self) -> Arc<str> {
-        let number = Decimal::of(self.requests.fetch_add(1, Ordering::Relaxed) + 1);
-        let mut text = [0; RUN_LETTERS + 1 + DIGITS_MAX];
-        let end = RUN_LETTERS + 1 + number.as_str().len();
+        let mut digits = itoa::Buffer::new();
+        let number = digits.format(self.requests.fetch_add(1, Ordering::Relaxed) + 1);
+        let mut text = [0; RUN_LETTERS + 1 + <u64 as itoa::Integer>::MAX_STR_LEN];
+        let end = RUN_LETTERS + 1 + number.len();
         text[..RUN_LETTERS].copy_from_slice(&self.run);
         text[RUN_LETTERS] = b'-';
-        text[RUN_LETTERS + 1..end].copy_from_slice(number.as_str().as_bytes());
+        text[RUN_LETTERS + 1..end].copy_from_slice(number.as_bytes());
         std::str::from_utf8(&text[..end]).expect("letters and digits").into()
     }
 

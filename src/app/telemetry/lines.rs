@@ -121,7 +121,7 @@ impl<S: Dress> AccessFields for Line<'_, S> {
 
     fn number(&mut self, name: &'static str, value: u64) {
         self.style.name(name, self.out);
-        number(value, self.out);
+        self.out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
     }
 }
 
@@ -177,15 +177,4 @@ fn quoted(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
     out.extend_from_slice(text.as_bytes());
     out.push(b'"');
-}
-
-fn number(mut value: u64, out: &mut Vec<u8>) {
-    let mut digits = [b'0'; 20];
-    let mut first = digits.len();
-    while first == digits.len() || value > 0 {
-        first -= 1;
-        digits[first] += u8::try_from(value % 10).unwrap_or_default();
-        value /= 10;
-    }
-    out.extend_from_slice(&digits[first..]);
 }
