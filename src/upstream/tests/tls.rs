@@ -16,7 +16,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use super::stub::*;
-use crate::upstream::{BuildError, CaFile, Cause, CredentialSource, Error, Upstream};
+use crate::oci::Digest;
+use crate::upstream::{BlobRange, BuildError, CaFile, Cause, CredentialSource, Error, Upstream};
 
 struct Secured {
     url: String,
@@ -61,7 +62,13 @@ async fn secured() -> Secured {
     Secured { url, ca, _directory: directory, _tasks: tasks }
 }
 
+/// More than one stream may send ahead.
+const LARGE: usize = 16 * 1024 * 1024;
+
 fn answer(request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    if request.uri().path().contains("/large/blobs/") {
+        return Response::new(Full::new(vec![0; LARGE].into()));
+    }
     if request.uri().path().contains("/away/") {
         let builder = Response::builder().status(307).header("location", "http://127.0.0.1/x");
         return builder.body(Full::default()).unwrap();
@@ -81,6 +88,25 @@ async fn our_own_authority_is_trusted_and_http2_is_spoken() {
     let server = secured().await;
     let manifest = trusting(&server).manifest(&name(), &tag()).await.unwrap();
     assert_eq!(manifest.bytes, r#"{"version":"HTTP/2.0"}"#);
+}
+
+#[tokio::test]
+async fn bodies_that_nobody_reads_leave_the_connection_to_others() {
+    let server = secured().await;
+    let upstream = trusting(&server);
+    let (large, digest) = ("large".parse().unwrap(), Digest::sha256_of(b"large"));
+    let mut unread = Vec::new();
+    for _ in 0..3 {
+        let mut blob = upstream.blob(&large, &digest, BlobRange::WHOLE).await.unwrap();
+        assert!(blob.chunk().await.unwrap().is_some());
+        unread.push(blob);
+    }
+    let mut other = upstream.blob(&large, &digest, BlobRange::WHOLE).await.unwrap();
+    let mut read = 0;
+    while let Some(chunk) = other.chunk().await.unwrap() {
+        read += chunk.len();
+    }
+    assert_eq!(read, LARGE);
 }
 
 #[tokio::test]
