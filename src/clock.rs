@@ -4,9 +4,13 @@
 //! through here.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A moment in wall time: milliseconds since the Unix epoch, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -31,6 +35,109 @@ impl Timestamp {
         Self(self.0.saturating_add(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
     }
 }
+
+impl fmt::Display for Timestamp {
+    /// RFC 3339 in UTC with milliseconds, if there are any: `2026-11-01T12:00:00Z`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match jiff::Timestamp::from_millisecond(self.0) {
+            Ok(moment) => fmt::Display::fmt(&moment, f),
+            // Beyond the years that the format can say.
+            Err(_out_of_range) => write!(f, "{} ms after 1970", self.0),
+        }
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
+    }
+}
+
+/// A text that is no moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvalidTimestamp;
+
+impl FromStr for Timestamp {
+    type Err = InvalidTimestamp;
+
+    /// Reads RFC 3339 (`2026-11-01T12:00:00Z`, any offset), a date with a time of day, which is UTC (`2026-11-01T12:00`), or a date, which
+    /// is its first moment in UTC.
+    fn from_str(text: &str) -> Result<Self, InvalidTimestamp> {
+        if let Ok(moment) = text.parse::<jiff::Timestamp>() {
+            return Ok(Self(moment.as_millisecond()));
+        }
+        let civil = text
+            .parse::<jiff::civil::DateTime>()
+            .map_err(|_neither| InvalidTimestamp)?
+            .to_zoned(jiff::tz::TimeZone::UTC)
+            .map_err(|_out_of_range| InvalidTimestamp)?;
+        // A zone in brackets would be dropped without a word.
+        if text.contains('[') {
+            return Err(InvalidTimestamp);
+        }
+        Ok(Self(civil.timestamp().as_millisecond()))
+    }
+}
+
+impl fmt::Display for InvalidTimestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("want a date (2026-11-01) or a date and time in UTC (2026-11-01T12:00:00Z)")
+    }
+}
+
+impl std::error::Error for InvalidTimestamp {}
+
+/// Units of time and their length in milliseconds.
+const DURATION_UNITS: [(&str, u64); 5] =
+    [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+/// The longest duration that anybody may name: what is longer is a slip of the pen.
+const DURATION_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// A text that is no duration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidDuration(String);
+
+/// Reads a span of time with its units, as operators write it: `500ms`, `60s`, `24h`, `7d`, `1h30m`, `0`. At most 100 years.
+pub fn parse_duration(text: &str) -> Result<Duration, InvalidDuration> {
+    let refuse = || InvalidDuration(text.to_owned());
+    let mut rest = text.trim();
+    let mut millis = 0_u64;
+    if rest == "0" {
+        return Ok(Duration::ZERO);
+    }
+    if rest.is_empty() {
+        return Err(refuse());
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let (count, after) = rest.split_at(digits);
+        let count = count.parse::<u64>().map_err(|_no_number| refuse())?;
+        let end = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
+        let unit = DURATION_UNITS.iter().find(|(unit, _)| *unit == &after[..end]);
+        let (_, length) = unit.ok_or_else(refuse)?;
+        let part = count.checked_mul(*length).ok_or_else(refuse)?;
+        millis = millis.checked_add(part).ok_or_else(refuse)?;
+        rest = &after[end..];
+    }
+    let duration = Duration::from_millis(millis);
+    if duration > DURATION_MAX { Err(refuse()) } else { Ok(duration) }
+}
+
+impl fmt::Display for InvalidDuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = &self.0;
+        write!(f, "{text:?} is no duration; want one such as \"60s\", \"5m\", \"24h\", \"1h30m\"")
+    }
+}
+
+impl std::error::Error for InvalidDuration {}
 
 /// A source of wall time.
 pub trait Clock: Send + Sync + fmt::Debug {
@@ -67,6 +174,11 @@ impl ManualClock {
         Self(Arc::new(AtomicI64::new(moment.as_millis())))
     }
 
+    /// Sets the clock back, as an administrator does.
+    pub fn set_back(&self, duration: Duration) {
+        self.0.fetch_sub(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX), Ordering::SeqCst);
+    }
+
     /// Moves the clock forward.
     pub fn advance(&self, duration: Duration) {
         self.0.fetch_add(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX), Ordering::SeqCst);
@@ -88,6 +200,28 @@ mod tests {
         let (early, late) = (Timestamp::from_millis(5), Timestamp::from_millis(9));
         assert_eq!(late.since(early), Duration::from_millis(4));
         assert_eq!(early.since(late), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_moment_is_read_as_it_is_written() {
+        let moment = Timestamp::from_millis(1_793_534_400_000);
+        assert_eq!(moment.to_string(), "2026-11-01T12:00:00Z");
+        for text in [
+            "2026-11-01T12:00:00Z",
+            "2026-11-01T13:00:00+01:00",
+            "2026-11-01T12:00",
+            "2026-11-01 12:00:00",
+        ] {
+            assert_eq!(text.parse(), Ok(moment), "{text}");
+        }
+        assert_eq!("2026-11-01".parse(), Ok(Timestamp::from_millis(1_793_491_200_000)));
+        for text in
+            ["", "yesterday", "2026-13-01", "12:00", "1793534400", "2026-11-01[Europe/Berlin]"]
+        {
+            assert_eq!(text.parse::<Timestamp>(), Err(InvalidTimestamp), "{text}");
+        }
+        let far = Timestamp::from_millis(i64::MAX);
+        assert!(!far.to_string().is_empty());
     }
 
     #[test]
