@@ -61,6 +61,16 @@ impl Blobs {
         Ok(hasher.finish() == *digest)
     }
 
+    /// Takes content away for good; readers that have it open read on. `false`: there was none. The caller has seen to it that no row
+    /// says that it is here. The name may be back after a loss of power.
+    pub fn remove(&self, digest: &Digest) -> io::Result<bool> {
+        match self.disk.unlink(&self.blob_path(digest)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Takes damaged content out of `blobs/` and keeps it for the operator, the last of each digest and [`QUARANTINE_KEPT`] in all.
     pub fn quarantine(&self, digest: &Digest) -> io::Result<()> {
         let directory = self.root.join(QUARANTINE_NAME);

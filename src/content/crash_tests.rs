@@ -11,9 +11,12 @@ use std::thread;
 use std::time::Duration;
 
 use rand::RngExt;
+use tokio_util::sync::CancellationToken;
 
 use super::fault_tests::assert_consistent;
 use super::tests::*;
+use super::{Content, Haste, Left};
+use crate::clock::Timestamp;
 use crate::oci::Digest;
 
 /// How often the child is killed.
@@ -22,6 +25,8 @@ const KILLS: usize = 20;
 const LINES_MAX: usize = 12;
 /// The name by which the child's part is found in the test binary.
 const CHILD: &str = "content::crash_tests::child_that_stores_until_it_is_killed";
+/// The same of the child whose content leaves again.
+const LEAVING_CHILD: &str = "content::crash_tests::child_whose_content_leaves_until_it_is_killed";
 /// Begins the child's lines, among those of the test harness.
 const MARK: &str = "stored ";
 
@@ -62,16 +67,55 @@ async fn child_that_stores_until_it_is_killed() {
     }
 }
 
+/// Not a test by itself, as the other. Of each image but the newest, one in three loses its layer, and the others go whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "the child of kill_9_while_content_leaves_is_harmless"]
+async fn child_whose_content_leaves_until_it_is_killed() {
+    let mut root = String::new();
+    std::io::stdin().read_line(&mut root).unwrap();
+    let Some((first, root)) = root.trim().split_once(' ') else {
+        return;
+    };
+    let store = Store::open(Path::new(root));
+    for number in first.parse::<u64>().unwrap().. {
+        let (bytes, layer) = (manifest(number), layer(number));
+        let commit = commit_of(&bytes, &[&layer], "latest");
+        store.store_revision(commit, bytes.into()).await.unwrap();
+        drop(download(&store, &layer).await.unwrap());
+        if let Some(old) = number.checked_sub(1) {
+            leave(&store, old).await;
+        }
+        println!("{MARK}{number}");
+    }
+}
+
+fn is_only_evicted(number: u64) -> bool {
+    number.is_multiple_of(3)
+}
+
+async fn leave(store: &Content, number: u64) {
+    let digest = Digest::sha256_of(&layer(number));
+    if is_only_evicted(number) {
+        store.remove(&digest).await.unwrap();
+        return;
+    }
+    let whole = Digest::sha256_of(&manifest(number));
+    store.metadata().delete_revision(&repository("a"), &whole).await.unwrap();
+    for digest in [whole, digest] {
+        assert_ne!(store.collect(&digest, 0).await.unwrap(), Left::Stays);
+    }
+}
+
 struct Killed {
     child: Child,
     lines: Receiver<u64>,
 }
 
 impl Killed {
-    fn start(root: &Path, first: u64) -> Self {
+    fn start(child: &str, root: &Path, first: u64) -> Self {
         let program = std::env::current_exe().unwrap();
         let mut child = Command::new(program)
-            .args(["--ignored", "--exact", CHILD, "--nocapture"])
+            .args(["--ignored", "--exact", child, "--nocapture"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -136,7 +180,7 @@ async fn kill_9_at_any_moment_is_harmless() {
     let mut next = 0;
     let mut stored = 0;
     for _kill in 0..KILLS {
-        let last = Killed::start(root.path(), next).kill();
+        let last = Killed::start(CHILD, root.path(), next).kill();
         let store = Store::open(root.path());
         assert_consistent(root.path(), &store).await;
         let here = repository("a");
@@ -159,4 +203,45 @@ async fn kill_9_at_any_moment_is_harmless() {
         store.finish().await;
     }
     assert!(stored > KILLS, "only {stored} were stored");
+}
+
+#[tokio::test]
+async fn kill_9_while_content_leaves_is_harmless() {
+    let root = tempfile::tempdir().unwrap();
+    let (mut next, mut said) = (0, 0);
+    for _kill in 0..KILLS {
+        let last = Killed::start(LEAVING_CHILD, root.path(), next).kill();
+        let store = Store::open(root.path());
+        assert_consistent(root.path(), &store).await;
+        // The walk takes in what was only on its way, and takes away what somebody wanted gone.
+        let walked = store.adopt_orphans(Haste::Full, &|_| (), &CancellationToken::new()).await;
+        assert_eq!(walked.unwrap().damaged, 0);
+        assert_eq!(store.count_orphans(&CancellationToken::new()).await.unwrap(), 0);
+        let rows = store.metadata();
+        loop {
+            let waiting = rows.doomed(Timestamp::from_millis(i64::MAX), 99).await.unwrap();
+            if waiting.is_empty() {
+                break;
+            }
+            for doomed in waiting {
+                assert_ne!(store.collect(&doomed.digest, 0).await.unwrap(), Left::Stays);
+            }
+        }
+        if let Some(last) = last {
+            for number in next..last {
+                let here = read_blob(&store, &layer(number)).await.is_some();
+                assert!(!here, "layer {number} of {last}");
+                let digest = Digest::sha256_of(&manifest(number));
+                let kept = rows.object(&digest).await.unwrap().is_some_and(|row| row.present);
+                assert_eq!(kept, is_only_evicted(number), "manifest {number} of {last}");
+            }
+            said += last - next;
+            next = last + 1;
+            // As the child would have done.
+            leave(&store, last).await;
+        }
+        assert_consistent(root.path(), &store).await;
+        store.finish().await;
+    }
+    assert!(said > 10, "only {said} left");
 }

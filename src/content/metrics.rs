@@ -61,7 +61,7 @@ struct SpaceCollector(Arc<Space>);
 impl Collector for SpaceCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let (free, reserve) = self.0.figures();
-        let disabled = u64::from(!self.0.admits(None));
+        let disabled = u64::from(self.0.is_closed(None) || !self.0.admits(None));
         let gauges = [
             ("store_free_bytes", "Free bytes on the store's disk", free),
             (

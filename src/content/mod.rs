@@ -15,14 +15,23 @@
 //! - Dropping a future at any await loses no committed file and leaves no lock held: what takes several steps runs in a task of
 //!   its own.
 //!
+//! - Content leaves in the order state, bytes, row, under the digest's lock, and what spoke for it is looked at again in the transaction
+//!   that takes the state away. A crash in between leaves a file without a row, which is taken in again unless somebody wanted it gone.
+//!
 //! This room deliberately knows nothing of upstreams, freshness or HTTP, never hashes a download (who writes a stage has hashed it),
-//! and removes nothing that is whole: eviction belongs to upkeep.
+//! and decides nothing about what has to go: that belongs to upkeep and to operators.
 
 #[cfg(test)]
 mod crash_tests;
 mod error;
 #[cfg(test)]
 mod fault_tests;
+mod keep;
+#[cfg(test)]
+mod keep_tests;
+mod leave;
+#[cfg(test)]
+mod leave_tests;
 mod lock;
 mod metrics;
 mod open;
@@ -46,6 +55,8 @@ mod unreadable;
 pub use crate::blobs::INTERVALS_RECORDED_MAX;
 pub use crate::metadata::StoredObject;
 pub use error::{Error, OpenError};
+pub use keep::{HOLDERS_MAX, Hold, KeepPolicy, KeepRule, KeepVerdict, UpstreamKeep, verdict};
+pub use leave::{Evidence, Left, Room};
 pub use metrics::{Metrics, Mismatch};
 pub use open::BlobLookup;
 pub use orphans::{AdoptReport, Adopted, Haste};

@@ -61,8 +61,8 @@ impl Content {
         let opened = self.open_unchanged(digest, ObjectRecord { size, present, mark }).await?;
         record.present = opened.is_some();
         let span = opened.map(|opened| {
-            let size = opened.stat.size;
-            Span::new(ContentFile::new(opened.file, Some(size)), 0, size)
+            let (size, lease) = (opened.stat.size, self.leases().take(digest.value()));
+            Span::new(ContentFile::leased(opened.file, size, lease), 0, size)
         });
         Ok(BlobLookup { record, span })
     }

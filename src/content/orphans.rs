@@ -134,7 +134,7 @@ impl Content {
         Ok(Some(Page { names, absent }))
     }
 
-    async fn is_present(&self, digest: &Digest) -> Result<bool, Error> {
+    pub(super) async fn is_present(&self, digest: &Digest) -> Result<bool, Error> {
         Ok(self.metadata().object(digest).await?.is_some_and(|object| object.present))
     }
 
@@ -144,6 +144,9 @@ impl Content {
         digest: &Digest,
         cancel: &CancellationToken,
     ) -> Result<Option<(u64, bool)>, Error> {
+        if self.metadata().is_unwanted(digest).await? {
+            return self.remove_leftover(digest).await.map(|()| None);
+        }
         let (blobs, digest, cancel) = (self.blobs(), *digest, cancel.clone());
         let read = self.blocking(move || read(&blobs, &digest, &cancel)).await?;
         let Some((opened, sound)) = read else {
@@ -157,6 +160,10 @@ impl Content {
             let (same, size) = (Arc::clone(&opened), opened.stat.size);
             let there = content.blocking(move || is_there(&blobs, &digest, &same)).await?;
             if content.is_present(&digest).await? || !there {
+                return Ok(None);
+            }
+            // It may have been deleted while it was read; whoever removes it has its turn after this one.
+            if content.metadata().is_unwanted(&digest).await? {
                 return Ok(None);
             }
             if sound {

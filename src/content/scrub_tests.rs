@@ -209,9 +209,9 @@ async fn without_descriptors_nothing_is_stored_for_a_moment() {
         } else {
             assert!(download(&store, b"another").await.is_err());
         }
-        assert!(!store.admits(Some(1)));
+        assert!(!store.admits(Some(1), None));
         tokio::time::sleep(Duration::from_millis(1_050)).await;
-        assert!(store.admits(Some(1)));
+        assert!(store.admits(Some(1), None));
     }
     disk.heal();
     assert_eq!(read_blob(&store, LAYER).await.unwrap(), LAYER);

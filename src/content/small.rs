@@ -85,7 +85,10 @@ impl Content {
                     return Ok(None);
                 }
             };
-            content.mark_absent(&locked, damaged).await;
+            // Evicted since it was looked up: nothing is wrong with it.
+            if content.is_present(&digest).await? {
+                content.mark_absent(&locked, damaged).await;
+            }
             Ok(None)
         })
         .await
@@ -108,6 +111,7 @@ impl Content {
             content.metadata().commit_stored_revision(commit, Some(mark(stat))).await?;
             content.manifests().insert(digest, bytes);
             drop(locked);
+            content.press_if_above().await;
             Ok(())
         })
         .await

@@ -5,12 +5,15 @@
 //! room that could not be reserved is counted for as long as its stage lives, which is more than it takes and never less.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::blobs::{self, Blobs, Volume};
+use crate::oci::RegistryName;
 
 /// Share of the file system that is left free by default.
 pub const MIN_FREE_PERCENT: u8 = 10;
@@ -22,6 +25,9 @@ const UNKNOWN_SIZE: u64 = 1024 * 1024;
 const SAMPLE_FOR: Duration = Duration::from_secs(1);
 /// After a write that found no room nothing is admitted for this long, because a quota does not show in the figures.
 const FULL_FOR: Duration = Duration::from_secs(5);
+
+/// Room is wanted already when what is free is less than the reserve and this part of it (one in so many) above.
+const NEAR_SHARE: u64 = 10;
 
 /// After an open or create that found no descriptor nothing is admitted for this long: others need those that come free.
 const OUT_OF_DESCRIPTORS_FOR: Duration = Duration::from_secs(1);
@@ -53,6 +59,20 @@ pub(super) struct Space {
     blobs: Arc<Blobs>,
     min_free: MinFree,
     state: Mutex<State>,
+    /// Somebody was refused room, or there is little left.
+    pressure: Notify,
+    /// Somebody was refused room since the last [`Space::pressed`].
+    refused: AtomicBool,
+    closed: RwLock<Closed>,
+    /// Something is closed; spares every request the lock.
+    some_closed: AtomicBool,
+}
+
+/// Whose content passes through, because a limit cannot be met.
+#[derive(Debug, Default)]
+struct Closed {
+    all: bool,
+    upstreams: Vec<RegistryName>,
 }
 
 #[derive(Debug, Default)]
@@ -76,7 +96,53 @@ pub(super) struct Promise {
 
 impl Space {
     pub(super) fn new(blobs: Arc<Blobs>, min_free: MinFree) -> Self {
-        Self { blobs, min_free, state: Mutex::default() }
+        Self {
+            blobs,
+            min_free,
+            state: Mutex::default(),
+            pressure: Notify::new(),
+            refused: AtomicBool::new(false),
+            closed: RwLock::default(),
+            some_closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Waits for the next [`Space::press`], or one that nobody has waited for yet. Was somebody refused room?
+    pub(super) async fn pressed(&self) -> bool {
+        self.pressure.notified().await;
+        self.refused.swap(false, Ordering::AcqRel)
+    }
+
+    /// Room is wanted.
+    pub(super) fn press(&self) {
+        self.pressure.notify_one();
+    }
+
+    /// Presses if there is not much more than what is left to others.
+    pub(super) fn press_if_near(&self) {
+        let mut state = self.state();
+        let Some(volume) = self.sample(&mut state) else {
+            return;
+        };
+        let reserve = self.min_free.bytes(volume.total);
+        if state.unpromised(volume) < reserve.saturating_add(reserve / NEAR_SHARE) {
+            self.press();
+        }
+    }
+
+    pub(super) fn close(&self, all: bool, upstreams: Vec<RegistryName>) {
+        let some = all || !upstreams.is_empty();
+        *self.closed.write().unwrap_or_else(PoisonError::into_inner) = Closed { all, upstreams };
+        self.some_closed.store(some, Ordering::Release);
+    }
+
+    /// Does content pass through, because a limit cannot be met? With an upstream, what comes from there.
+    pub(super) fn is_closed(&self, from: Option<&RegistryName>) -> bool {
+        if !self.some_closed.load(Ordering::Acquire) {
+            return false;
+        }
+        let closed = self.closed.read().unwrap_or_else(PoisonError::into_inner);
+        closed.all || from.is_some_and(|from| closed.upstreams.contains(from))
     }
 
     /// Is there room for `size` bytes? A file system that does not answer has none.
@@ -141,13 +207,20 @@ impl Space {
 
     fn has_room(&self, state: &mut State, bytes: u64) -> bool {
         let full = state.full_until.is_some_and(|until| Instant::now() < until);
-        if full || state.is_out_of_descriptors() {
+        if state.is_out_of_descriptors() {
             return false;
         }
         let Some(volume) = self.sample(state) else {
             return false;
         };
-        state.unpromised(volume) >= self.wanted(volume, bytes)
+        let wanted = self.wanted(volume, bytes);
+        let fits = !full && state.unpromised(volume) >= wanted;
+        // For what is larger than the file system nobody can make room, and whoever claims such a size must not empty the store.
+        if !fits && wanted <= volume.total {
+            self.refused.store(true, Ordering::Release);
+            self.press();
+        }
+        fits
     }
 
     fn wanted(&self, volume: Volume, bytes: u64) -> u64 {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use moka::sync::Cache;
@@ -11,6 +11,7 @@ use prometheus_client::registry::Registry;
 use tokio_util::task::TaskTracker;
 
 use super::error::{Error, OpenError};
+use super::leave::Marks;
 use super::lock::{Locked, Locks, Slots};
 use super::metrics::Metrics;
 use super::small::mark;
@@ -21,8 +22,8 @@ use super::unreadable::Unreadable;
 use crate::blobs::{Blobs, DirectoryLock, Disk, RealDisk};
 use crate::clock::Clock;
 use crate::metadata::{self, Metadata};
-use crate::oci::Digest;
-use crate::span::{ContentFile, Span};
+use crate::oci::{Digest, RegistryName};
+use crate::span::{ContentFile, Leases, Span};
 
 /// Bytes of manifests that are kept in memory.
 pub const MANIFEST_CACHE_BYTES_DEFAULT: u64 = 8 * 1024 * 1024;
@@ -63,6 +64,8 @@ struct Inner {
     locks: Locks,
     leftovers: Arc<Leftovers>,
     slots: Slots,
+    leases: Leases,
+    marks: Mutex<Marks>,
     unreadable: Unreadable,
     manifests: Cache<Digest, Bytes>,
     metrics: Metrics,
@@ -116,6 +119,8 @@ impl Content {
             locks: Locks::default(),
             leftovers,
             slots,
+            leases: Leases::default(),
+            marks: Mutex::default(),
             unreadable: Unreadable::default(),
             manifests,
             metrics,
@@ -166,6 +171,14 @@ impl Content {
         &self.0.slots
     }
 
+    pub(super) fn leases(&self) -> &Leases {
+        &self.0.leases
+    }
+
+    pub(super) fn marks(&self) -> MutexGuard<'_, Marks> {
+        self.0.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn tasks(&self) -> &TaskTracker {
         &self.0.tasks
     }
@@ -200,9 +213,13 @@ impl Content {
         }
     }
 
-    /// Is there room for `size` bytes (`None`: not known) above `min_free`? Cheap enough for every request. If not, unfinished
-    /// downloads that nobody goes on with make room behind the answer, for the requests after this one.
-    pub fn admits(&self, size: Option<u64>) -> bool {
+    /// May `size` bytes (`None`: not known) that come from an upstream be stored: is there room above `min_free`, and is nothing closed
+    /// ([`Content::set_closed`])? Cheap enough for every request. If there is no room, unfinished downloads that nobody goes on with
+    /// make some behind the answer, for the requests after this one.
+    pub fn admits(&self, size: Option<u64>, from: Option<&RegistryName>) -> bool {
+        if self.0.space.is_closed(from) {
+            return false;
+        }
         let admitted = self.0.space.admits(size);
         if !admitted {
             self.0.leftovers.make_room_behind(size, &self.0.tasks);
@@ -222,8 +239,10 @@ impl Content {
             let (file, stat) = content.blocking(move || stage.publish(size)).await?;
             content.unreadable().forget(&digest);
             content.metadata().set_stored(&digest, size, Some(mark(stat))).await?;
+            let lease = content.leases().take(digest.value());
             drop(locked);
-            Ok(Span::new(ContentFile::new(file, Some(size)), 0, size))
+            content.press_if_above().await;
+            Ok(Span::new(ContentFile::leased(file, size, lease), 0, size))
         })
         .await
     }

@@ -48,7 +48,7 @@ impl Store {
         Self::try_open(disk, settings).unwrap()
     }
 
-    fn try_open(disk: Arc<dyn Disk>, settings: Settings) -> Result<Self, OpenError> {
+    pub(super) fn try_open(disk: Arc<dyn Disk>, settings: Settings) -> Result<Self, OpenError> {
         let clock = ManualClock::starting_at(Timestamp::from_millis(1));
         let (tasks, mut registry) = (TaskTracker::new(), Registry::default());
         let time = Arc::new(clock.clone());
@@ -409,7 +409,9 @@ async fn below_the_reserve_nothing_is_stored_until_there_is_room() {
     let settings = Settings::new(root.path().join("data"));
     let store = Store::try_open(Arc::clone(&disk) as _, settings.clone()).unwrap();
     assert_eq!(store.space().figures(), (100_005, 100_000));
-    assert!(store.admits(Some(5)) && !store.admits(Some(6)) && !store.admits(None));
+    assert!(
+        store.admits(Some(5), None) && !store.admits(Some(6), None) && !store.admits(None, None)
+    );
     assert!(matches!(download(&store, LAYER).await, Err(Error::NoSpace)));
     assert!(matches!(store_manifest(&store).await, Err(Error::NoSpace)));
     assert_eq!(count_files(&root.path().join("data/partial")), 0);
@@ -434,7 +436,7 @@ async fn a_disk_that_fills_up_under_a_download_fails_it_and_stops_the_next() {
     disk.fail(Plan { at: 2, lasting: true, fault: Fault::NoSpace, only: Some(Operation::Write) });
     assert!(matches!(download(&store, LAYER).await, Err(Error::NoSpace)));
     disk.heal();
-    assert!(!store.admits(Some(1)), "the disk said that it is full");
+    assert!(!store.admits(Some(1), None), "the disk said that it is full");
     store.settle().await;
     assert_eq!(count_files(&root.path().join("data/partial")), 0);
     store.finish().await;

@@ -240,13 +240,13 @@ async fn when_room_is_short_the_oldest_leftovers_go_first() {
     assert!(left(&store, &second).await.is_some(), "it was in use");
 
     // A request that is not admitted makes room for the next.
-    assert!(!store.admits(Some(1)));
+    assert!(!store.admits(Some(1), None));
     store.settle().await;
     assert_eq!(left(&store, &second).await, None);
     assert_eq!(partials(root.path()), 0);
     disk.set_volume(None);
     store.space().note_removal();
-    assert!(store.admits(Some(1)));
+    assert!(store.admits(Some(1), None));
     store.finish().await;
 }
 
@@ -265,7 +265,7 @@ async fn a_full_disk_takes_the_write_again_after_a_leftover_went() {
         download(&store, &bytes).await.unwrap();
         assert_eq!(disk.injected(), 1);
         assert_eq!(left(&store, goes).await, None);
-        assert!(store.admits(Some(1)));
+        assert!(store.admits(Some(1), None));
     }
     disk.fail(Plan { at: 1, lasting: false, fault: Fault::NoSpace, only: Some(Operation::Write) });
     assert!(matches!(download(&store, &bytes).await, Err(Error::NoSpace)), "nothing is left to go");

@@ -23,7 +23,7 @@ const CHECKPOINT_PAGES: i64 = 2000;
 /// The write-ahead log is cut to this after a checkpoint.
 const JOURNAL_BYTES_MAX: i64 = 64 * 1024 * 1024;
 /// Prepared statements kept per connection; more than the room has.
-const STATEMENTS_MAX: usize = 64;
+const STATEMENTS_MAX: usize = 192;
 /// The rows tell who may have what, so the file is the owner's alone, whatever the directory lets through. SQLite gives the files
 /// beside it the same mode.
 const FILE_MODE: u32 = 0o600;

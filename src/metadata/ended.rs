@@ -12,6 +12,7 @@ use super::hot::Key;
 use super::model::{ObjectRecord, TagRecord};
 use super::operation::Operation;
 use crate::clock::Timestamp;
+use crate::oci::Digest;
 
 /// More ends than this are not remembered.
 const ENDED_MAX: usize = 10_000;
@@ -79,6 +80,11 @@ impl Ended {
             record.present = false;
         }
         record
+    }
+
+    /// Does it wait to be written that the content is not here?
+    pub(super) fn is_absent(&self, digest: &Digest) -> bool {
+        !self.is_empty() && self.entries().contains_key(&Key::Object(*digest))
     }
 
     /// When the repository became private, if that waits to be written.

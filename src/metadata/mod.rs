@@ -6,6 +6,9 @@
 //! kept in memory and overrules the rows until it can be. The store is SQLite in WAL mode: one writer thread that commits in groups, a few
 //! reader threads, and a bounded cache of hot records in front. No SQL runs on a runtime worker, and no other room knows SQL.
 //!
+//! Whatever takes a holder of an object away (a deletion, a purge, a row that goes) enqueues the object in the same transaction, and a row
+//! goes only when nothing points at it. The operator's rules are in memory, replaced after COMMIT and before the answer.
+//!
 //! A failing disk fails single writes, never the process: the writer goes on and works again when the disk does. This room
 //! deliberately knows nothing of files of content, HTTP or upstreams, and decides nothing about freshness or permission.
 
@@ -14,10 +17,16 @@ mod ended;
 mod error;
 #[cfg(test)]
 mod fault_tests;
+mod holders;
 mod hot;
 mod hot_manifest;
 #[cfg(test)]
 mod hot_race_tests;
+mod idle;
+mod life;
+#[cfg(test)]
+mod life_tests;
+mod listing;
 mod metrics;
 mod model;
 #[cfg(test)]
@@ -30,11 +39,18 @@ mod plan_tests;
 pub mod populate;
 #[cfg(test)]
 mod populate_tests;
+mod presence;
+mod purge;
 mod query;
 mod queue;
 mod reader;
 mod recent;
 mod recovery;
+mod removal;
+#[cfg(test)]
+mod removal_tests;
+mod rule_rows;
+mod rules;
 mod schema;
 #[cfg(test)]
 mod schema_tests;
@@ -44,14 +60,19 @@ mod store;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+mod timeline;
 mod walk;
 mod writer;
 
 pub use error::{Error, OpenError};
 pub use hot::Stamp;
 pub use model::{
-    BlobRecord, CredentialFingerprint, FileMark, HotManifest, ObjectRecord, Proof, RepositoryKey,
-    RevisionCommit, RevisionRecord, StoredObject, TagMove, TagRecord, TimelineEntry, Usage,
+    BlobRecord, CredentialFingerprint, Deleted, Doomed, FileMark, Holder, Holders, HotManifest,
+    Idle, Moment, NamedRevision, NamedTag, Node, ObjectRecord, Proof, Purged, RepositoryKey,
+    RevisionCommit, RevisionRecord, StoredObject, TagLink, TagMove, TagRecord, TimelineEntry,
+    Usage, Within,
 };
+pub use removal::{InUse, Taken, Why};
+pub use rules::{RULE_REASON_BYTES_MAX, RULES_MAX, Rule, RuleKind, Rules};
 pub use schema::SCHEMA_VERSION;
 pub use store::{HOT_RECORDS_MAX_DEFAULT, Metadata, READER_THREADS_DEFAULT, Settings};

@@ -35,6 +35,9 @@ impl fmt::Debug for Proof {
     }
 }
 
+/// What stands behind the host in the source of a tag that upstream denies, where a tag that is merely absent names the host alone.
+const DENIED: &str = " (denied)";
+
 /// What a tag points at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TagRecord {
@@ -43,8 +46,20 @@ pub struct TagRecord {
     pub moved: Timestamp,
     /// When upstream last said so; never before `moved`.
     pub confirmed: Timestamp,
-    /// The host that said so when the tag moved.
+    /// The host that said so when the tag moved; for a denial, see [`TagRecord::denied_by`].
     pub source: String,
+}
+
+impl TagRecord {
+    /// The source to record when `host` denies a tag.
+    pub fn denied_by(host: &str) -> String {
+        format!("{host}{DENIED}")
+    }
+
+    /// Did upstream deny the tag, rather than say that it does not exist?
+    pub fn is_denied(&self) -> bool {
+        self.digest.is_none() && self.source.ends_with(DENIED)
+    }
 }
 
 /// A manifest of a repository.
@@ -155,4 +170,140 @@ pub struct FileMark {
 pub struct Usage {
     pub objects: u64,
     pub bytes: u64,
+}
+
+/// A part of what is known: an upstream with everything in it, or one repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Within {
+    Upstream(RegistryName),
+    Repository(RepositoryKey),
+}
+
+/// A [`TimelineEntry`] with its place in the order of all moves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moment {
+    pub id: i64,
+    pub entry: TimelineEntry,
+    /// The bytes of the revision are here.
+    pub present: bool,
+}
+
+/// A tag and where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedTag {
+    pub repository: RepositoryKey,
+    pub tag: Tag,
+    pub record: TagRecord,
+    /// The manifest's bytes are here.
+    pub present: bool,
+    /// When the manifest was last used.
+    pub accessed: Option<Timestamp>,
+}
+
+/// A revision of a repository, for those who list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedRevision {
+    pub digest: Digest,
+    pub media_type: MediaType,
+    pub size: Option<u64>,
+    pub present: bool,
+    pub committed: Timestamp,
+    /// Since when no tag links to it and it waits for its end.
+    pub unlinked: Option<Timestamp>,
+}
+
+/// One object of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub digest: Digest,
+    /// The object that points at it; `None`: the revision itself.
+    pub parent: Option<Digest>,
+    pub role: Option<Role>,
+    pub media_type: Option<MediaType>,
+    /// `os/architecture[/variant]` by the index that lists it.
+    pub platform: Option<String>,
+    /// Verified, else claimed.
+    pub size: Option<u64>,
+    pub present: bool,
+    pub quarantined: bool,
+    /// Upstream itself need not have it.
+    pub foreign: bool,
+    pub accessed: Option<Timestamp>,
+    /// When an operator took its bytes away although something needed it.
+    pub removed: Option<Timestamp>,
+}
+
+/// What holds an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holders {
+    /// Revisions that are the object or need it.
+    pub revisions: Vec<Holder>,
+    /// Upstreams under which the object is known to be content.
+    pub upstreams: Vec<RegistryName>,
+    /// There are more revisions than were asked for.
+    pub more: bool,
+}
+
+/// A revision that is or needs an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    pub repository: RepositoryKey,
+    pub revision: Digest,
+    /// Since when it waits for its end; `None`: it stays.
+    pub unlinked: Option<Timestamp>,
+    /// It does not need the object: the object, or what needs it, only refers to it.
+    pub over_subject: bool,
+    pub links: Vec<TagLink>,
+}
+
+/// A tag that points at a revision or did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TagLink {
+    pub tag: Tag,
+    pub since: Timestamp,
+    /// `None`: it points there now.
+    pub until: Option<Timestamp>,
+    /// Other revisions that the tag pointed at later, each counted once.
+    pub newer: u32,
+    /// The tag pointed at nothing before.
+    pub first: bool,
+    /// The tag is absent upstream now, and this is the last thing it pointed at.
+    pub last_before_absent: bool,
+}
+
+/// Content that was not used for a while.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Idle {
+    pub digest: Digest,
+    pub size: u64,
+    /// Its place in the queue: when it was last used, or looked at and kept.
+    pub since: Timestamp,
+}
+
+/// What a deletion did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Deleted {
+    /// There was something to delete.
+    pub found: bool,
+    pub tags: Vec<Tag>,
+    /// Revisions that wait for their end, or are out of the repository.
+    pub revisions: Vec<Digest>,
+}
+
+/// What a slice of a purge did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Purged {
+    pub repositories: u64,
+    pub tags: u64,
+    pub revisions: u64,
+    pub more: bool,
+}
+
+/// An object that may have lost the last thing that held it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doomed {
+    pub digest: Digest,
+    pub since: Timestamp,
+    pub size: Option<u64>,
+    pub present: bool,
 }

@@ -7,23 +7,24 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::error::Error;
 use super::hot::Key;
-use super::model::{FileMark, Proof, RepositoryKey, RevisionCommit};
+use super::idle;
+use super::model::{Deleted, FileMark, Proof, Purged, RepositoryKey, RevisionCommit};
+use super::presence;
+use super::removal::{Removal, Taken, doom};
+use super::rule_rows;
+use super::rules::{Rule, RuleKind};
 use crate::clock::Timestamp;
-use crate::oci::{Algorithm, Descriptor, Digest, MediaType, Platform, Role, Tag};
+use crate::oci::{Algorithm, Descriptor, Digest, MediaType, Platform, Role, Scope, Tag};
 
 /// Longest text from a manifest that is kept in a row beside it (artifact type, platform); the manifest itself has it all.
 const TEXT_BYTES_MAX: usize = 255;
 /// Children of one manifest whose records are worth keeping hot; a pull asks for them next.
 const HOT_CHILDREN_MAX: usize = 64;
-/// Access times are kept in steps, so that a hit is rarely a write.
-const ACCESS_STEP_MILLIS: i64 = 5 * 60 * 1000;
 
 pub(super) const KIND_BLOB: i64 = 0;
 pub(super) const KIND_MANIFEST: i64 = 1;
 const KIND_INDEX: i64 = 2;
-const STATE_ABSENT: i64 = 0;
-const STATE_PRESENT: i64 = super::query::STATE_PRESENT;
-const STATE_QUARANTINED: i64 = 2;
+pub(super) const STATE_ABSENT: i64 = 0;
 
 #[derive(Clone, Debug)]
 pub(super) enum Operation {
@@ -67,6 +68,59 @@ pub(super) enum Operation {
         public: bool,
         at: Timestamp,
     },
+    AddRule {
+        kind: RuleKind,
+        scope: Box<Scope>,
+        at: Timestamp,
+        until: Option<Timestamp>,
+        reason: String,
+    },
+    RemoveRule(i64),
+    Postpone {
+        digests: Vec<Digest>,
+        to: Timestamp,
+    },
+    Remove(Box<Removal>),
+}
+
+/// What the writer hands to the operations of one transaction.
+#[derive(Debug)]
+pub(super) struct Context {
+    /// [`super::rules::Rules::epoch`] as it is with the changes of the transaction so far.
+    pub(super) epoch: u64,
+    /// What was used until now is in the rows.
+    pub(super) uses_written: bool,
+}
+
+/// What an operation tells its caller.
+#[derive(Clone, Debug)]
+pub(super) enum Outcome {
+    Done,
+    /// Did it change anything?
+    Changed(bool),
+    Rule(Box<Rule>),
+    Deleted(Deleted),
+    Purged(Purged),
+    Taken(Taken),
+}
+
+/// What an operation did.
+#[derive(Debug)]
+pub(super) struct Applied {
+    pub(super) changed: Changed,
+    pub(super) outcome: Outcome,
+}
+
+impl Applied {
+    pub(super) fn telling(outcome: Outcome) -> Self {
+        Self { changed: Vec::new(), outcome }
+    }
+}
+
+impl From<Changed> for Applied {
+    fn from(changed: Changed) -> Self {
+        Self { changed, outcome: Outcome::Done }
+    }
 }
 
 /// Why an operation failed.
@@ -97,10 +151,11 @@ pub(super) type Changed = Vec<Key>;
 
 impl Operation {
     /// Must it survive a loss of power once it was answered?
-    pub(super) fn moves_tag(&self) -> bool {
+    pub(super) fn must_last(&self) -> bool {
         match self {
             Self::CommitRevision(commit, _) => commit.tag.is_some(),
-            Self::MoveTag { .. } => true,
+            Self::MoveTag { .. } | Self::AddRule { .. } | Self::RemoveRule(_) => true,
+            Self::Remove(removal) => removal.must_last(),
             _ => false,
         }
     }
@@ -126,20 +181,46 @@ impl Operation {
             Self::MoveTag { repository, tag, .. } => {
                 vec![Key::Tag(repository.clone(), tag.clone())]
             }
+            Self::Remove(removal) => removal.facts(),
             Self::SetPresent { digest, .. } | Self::SetAbsent { digest, .. } => {
                 vec![Key::Object(*digest)]
             }
             Self::SetVisibility { repository, .. } => vec![Key::Visibility(repository.clone())],
-            Self::SetVerified { .. } | Self::Prove { .. } | Self::SetReferrers { .. } => Vec::new(),
+            _ => Vec::new(),
         }
     }
 
     /// Is what it changed likely to be asked for next? Upkeep walks over everything, and must not push out what clients want.
     pub(super) fn warms(&self) -> bool {
-        !matches!(self, Self::SetVerified { .. })
+        !matches!(self, Self::SetVerified { .. } | Self::Remove(_))
     }
 
-    pub(super) fn apply(&self, rows: &Connection) -> Result<Changed, Failure> {
+    pub(super) fn apply(
+        &self,
+        rows: &Connection,
+        context: &mut Context,
+    ) -> Result<Applied, Failure> {
+        match self {
+            Self::AddRule { kind, scope, at, until, reason } => {
+                context.epoch += 1;
+                let rule = rule_rows::add(rows, *kind, scope, (*at, *until), reason)?;
+                Ok(Applied::telling(Outcome::Rule(Box::new(rule))))
+            }
+            Self::RemoveRule(id) => {
+                context.epoch += 1;
+                Ok(Applied::telling(Outcome::Changed(rule_rows::remove(rows, *id)?)))
+            }
+            Self::Postpone { digests, to } => {
+                idle::postpone(rows, digests, *to)?;
+                Ok(Applied::telling(Outcome::Done))
+            }
+            Self::Remove(removal) => removal.apply(rows, context),
+            _ => self.learn(rows).map(Applied::from),
+        }
+    }
+
+    /// Those that bring in what is known of content.
+    fn learn(&self, rows: &Connection) -> Result<Changed, Failure> {
         match self {
             Self::CommitRevision(commit, mark) => commit_revision(rows, commit, *mark),
             Self::MoveTag { repository, tag, digest, source, at } => {
@@ -155,15 +236,19 @@ impl Operation {
                     None => None,
                 };
                 move_tag(rows, id, tag, object, source, *at)?;
+                // Whoever decided that it may go did not know of this tag, which may be pinned.
+                if let Some(object) = object {
+                    presence::touch(rows, object, *at)?;
+                }
                 Ok(vec![Key::Tag(repository.clone(), tag.clone())])
             }
             Self::SetPresent { digest, size, mark, at } => {
                 let id = ensure_object(rows, digest, KIND_BLOB, None, *at)?;
-                set_present(rows, id, *size, *mark, *at)?;
+                presence::set_present(rows, id, (*size, *mark), None, *at)?;
                 Ok(vec![Key::Object(*digest)])
             }
             Self::SetAbsent { digest, quarantined } => {
-                set_absent(rows, digest, *quarantined)?;
+                presence::set_absent(rows, digest, *quarantined)?;
                 Ok(vec![Key::Object(*digest)])
             }
             Self::SetVerified { digest, mark, at } => {
@@ -196,6 +281,7 @@ impl Operation {
                 .execute(params![id, public, at.as_millis()])?;
                 Ok(vec![Key::Visibility(repository.clone())])
             }
+            _ => Ok(Vec::new()),
         }
     }
 }
@@ -211,11 +297,11 @@ fn commit_revision(
     let id = ensure_repository(rows, repository)?;
     let object = ensure_object(rows, digest, kind, Some(media_type), *at)?;
     describe(rows, object, kind, commit)?;
-    set_present(rows, object, commit.size, mark, *at)?;
+    presence::set_present(rows, object, (commit.size, mark), Some(&repository.upstream), *at)?;
     add_member(rows, id, object, Some(commit.size), *proof)?;
     rows.prepare_cached(
         "INSERT INTO revisions (repository, object, media_type, committed) VALUES (?1, ?2, ?3, ?4) \
-         ON CONFLICT DO NOTHING",
+         ON CONFLICT DO UPDATE SET unlinked = NULL",
     )?
     .execute(params![id, object, media_type.as_str(), at.as_millis()])?;
 
@@ -236,6 +322,8 @@ fn commit_revision(
             changed.push(Key::Member(repository.clone(), child.digest));
         }
     }
+    presence::relink(rows, id, object)?;
+    presence::touch(rows, object, *at)?;
     if let Some(moved) = &commit.tag {
         move_tag(rows, id, &moved.tag, Some(object), &moved.source, *at)?;
         changed.push(Key::Tag(repository.clone(), moved.tag.clone()));
@@ -342,7 +430,7 @@ fn add_member(
         proof.credential,
         size.map(stored),
     ])?;
-    Ok(())
+    presence::settle_origin(rows, object, repository)
 }
 
 /// Points the tag at `object` (`None`: absent from here on). An unchanged one is confirmed; a changed one closes the open row of the
@@ -387,6 +475,9 @@ fn move_tag(
          VALUES (?1, ?2, ?3, ?4, NULL, ?5)",
     )?
     .execute(params![repository, tag.as_str(), object, at, source])?;
+    if let Some(object) = object {
+        presence::relink(rows, repository, object)?;
+    }
     Ok(())
 }
 
@@ -399,75 +490,30 @@ fn set_referrers(
 ) -> Result<Changed, Failure> {
     let id = ensure_repository(rows, repository)?;
     let object = ensure_object(rows, index, KIND_BLOB, None, at)?;
+    let before: Option<i64> = rows
+        .prepare_cached("SELECT object FROM referrers WHERE repository = ?1 AND subject = ?2")?
+        .query_row(params![id, subject.to_key()], |row| row.get(0))
+        .optional()?;
+    if let Some(before) = before.filter(|before| *before != object) {
+        doom(rows, before, at)?;
+    }
     rows.prepare_cached(
         "INSERT INTO referrers (repository, subject, object, learned) VALUES (?1, ?2, ?3, ?4) \
          ON CONFLICT DO UPDATE SET object = excluded.object, learned = excluded.learned",
     )?
     .execute(params![id, subject.to_key(), object, at.as_millis()])?;
+    presence::settle_origin(rows, object, id)?;
     Ok(Vec::new())
 }
 
-/// Sets the state, and the sum of what is here with it.
-fn set_present(
-    rows: &Connection,
-    object: i64,
-    size: u64,
-    mark: Option<FileMark>,
-    at: Timestamp,
-) -> rusqlite::Result<()> {
-    let counted = counted_size(rows, object)?;
-    rows.prepare_cached(
-        "UPDATE objects SET state = 1, size = ?2, verified = ?3, accessed = max(accessed, ?3), \
-         modified = ?4, inode = ?5 WHERE id = ?1",
-    )?
-    .execute(params![
-        object,
-        stored(size),
-        at.as_millis(),
-        mark.map(|mark| mark.modified_nanos),
-        mark.map(|mark| mark.inode.cast_signed()),
-    ])?;
-    let objects = i64::from(counted.is_none());
-    add_usage(rows, objects, stored(size) - counted.unwrap_or(0))
-}
-
-fn set_absent(rows: &Connection, digest: &Digest, quarantined: bool) -> rusqlite::Result<()> {
-    let Some(object) = object_id(rows, digest)? else {
-        return Ok(());
-    };
-    let state = if quarantined { STATE_QUARANTINED } else { STATE_ABSENT };
-    let counted = counted_size(rows, object)?;
-    rows.prepare_cached(
-        "UPDATE objects SET state = ?2, modified = NULL, inode = NULL WHERE id = ?1",
-    )?
-    .execute(params![object, state])?;
-    match counted {
-        Some(size) => add_usage(rows, -1, -size),
-        None => Ok(()),
-    }
-}
-
-/// The size with which an object counts in `usage`: its size if it is here.
-fn counted_size(rows: &Connection, object: i64) -> rusqlite::Result<Option<i64>> {
-    rows.prepare_cached("SELECT size FROM objects WHERE id = ?1 AND state = ?2")?
-        .query_row(params![object, STATE_PRESENT], |row| row.get(0))
-        .optional()
-}
-
-fn add_usage(rows: &Connection, objects: i64, bytes: i64) -> rusqlite::Result<()> {
-    if (objects, bytes) == (0, 0) {
-        return Ok(());
-    }
-    rows.prepare_cached("UPDATE usage SET objects = objects + ?1, bytes = bytes + ?2")?
-        .execute(params![objects, bytes])?;
-    Ok(())
-}
-
-fn stored(size: u64) -> i64 {
+pub(super) fn stored(size: u64) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }
 
-fn repository_id(rows: &Connection, key: &RepositoryKey) -> rusqlite::Result<Option<i64>> {
+pub(super) fn repository_id(
+    rows: &Connection,
+    key: &RepositoryKey,
+) -> rusqlite::Result<Option<i64>> {
     rows.prepare_cached("SELECT id FROM repositories WHERE upstream = ?1 AND name = ?2")?
         .query_row([key.upstream.as_str(), key.name.as_str()], |row| row.get(0))
         .optional()
@@ -481,7 +527,7 @@ fn ensure_repository(rows: &Connection, key: &RepositoryKey) -> rusqlite::Result
         .insert([key.upstream.as_str(), key.name.as_str()])
 }
 
-fn object_id(rows: &Connection, digest: &Digest) -> rusqlite::Result<Option<i64>> {
+pub(super) fn object_id(rows: &Connection, digest: &Digest) -> rusqlite::Result<Option<i64>> {
     rows.prepare_cached("SELECT id FROM objects WHERE digest = ?1")?
         .query_row([digest.to_key()], |row| row.get(0))
         .optional()
@@ -499,8 +545,8 @@ fn ensure_object(
         return Ok(id);
     }
     rows.prepare_cached(
-        "INSERT INTO objects (digest, kind, state, media_type, created, accessed) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?5)",
+        "INSERT INTO objects (digest, kind, state, media_type, created, accessed, idle) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?5)",
     )?
     .insert(params![
         digest.to_key(),
@@ -539,21 +585,5 @@ pub(super) fn confirm(
         tag.as_str(),
         at.as_millis()
     ])?;
-    Ok(())
-}
-
-/// Writes a batched access time, also for what the object points at, so that an image ages as one.
-pub(super) fn touch(rows: &Connection, digest: &Digest, at: Timestamp) -> rusqlite::Result<()> {
-    let Some(object) = object_id(rows, digest)? else {
-        return Ok(());
-    };
-    let (at, before) = (at.as_millis(), at.as_millis() - ACCESS_STEP_MILLIS);
-    rows.prepare_cached("UPDATE objects SET accessed = ?2 WHERE id = ?1 AND accessed <= ?3")?
-        .execute(params![object, at, before])?;
-    rows.prepare_cached(
-        "UPDATE objects SET accessed = ?2 WHERE accessed <= ?3 \
-         AND id IN (SELECT child FROM edges WHERE parent = ?1)",
-    )?
-    .execute(params![object, at, before])?;
     Ok(())
 }

@@ -171,7 +171,7 @@ pub fn populate(path: &Path, plan: &Plan, place: &mut Place<'_>) -> io::Result<U
     }
     let indexes = prepare(&rows).map_err(io::Error::other)?;
     fill(&rows, plan, place)?;
-    finish(&rows, &indexes).map_err(io::Error::other)
+    finish(&rows, &indexes, &plan.upstream).map_err(io::Error::other)
 }
 
 /// Nothing is safe from here to the end; a store that was not finished is thrown away. Indexes are made at the end, in one go.
@@ -191,10 +191,20 @@ fn prepare(rows: &Connection) -> rusqlite::Result<Vec<String>> {
     Ok(indexes.into_iter().map(|(_, sql)| sql).collect())
 }
 
-fn finish(rows: &Connection, indexes: &[String]) -> rusqlite::Result<Usage> {
+fn finish(
+    rows: &Connection,
+    indexes: &[String],
+    upstream: &RegistryName,
+) -> rusqlite::Result<Usage> {
     for sql in indexes {
         rows.execute_batch(sql)?;
     }
+    // All of it came through the one upstream, as the rows of the objects say.
+    rows.execute(
+        "INSERT INTO origins (id, upstream, objects, bytes) \
+         SELECT 1, ?1, count(*), coalesce(sum(size), 0) FROM objects WHERE state = 1",
+        [upstream.as_str()],
+    )?;
     rows.execute_batch(
         "UPDATE usage SET (objects, bytes) = \
          (SELECT count(*), coalesce(sum(size), 0) FROM objects WHERE state = 1); COMMIT",
@@ -254,14 +264,15 @@ impl<'a> Filler<'a> {
             )?,
             object: rows.prepare_cached(
                 "INSERT INTO objects (id, digest, kind, state, size, media_type, created, verified, \
-                 accessed, modified, inode) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?7, ?8, ?9)",
+                 accessed, modified, inode, idle, origin) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?7, ?8, ?9, ?7, 1)",
             )?,
             edge: rows.prepare_cached("INSERT INTO edges VALUES (?1, ?2, ?3, ?4, 0, NULL)")?,
             member: rows.prepare_cached(
                 "INSERT INTO membership (object, repository, proved, size) VALUES (?1, ?2, ?3, ?4) \
                  ON CONFLICT DO NOTHING",
             )?,
-            revision: rows.prepare_cached("INSERT INTO revisions VALUES (?1, ?2, ?3, ?4)")?,
+            revision: rows.prepare_cached("INSERT INTO revisions (repository, object, media_type, committed) VALUES (?1, ?2, ?3, ?4)")?,
             tag: rows.prepare_cached("INSERT INTO tags VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?,
             timeline: rows.prepare_cached(
                 "INSERT INTO timeline (repository, tag, object, since, until, source) \

@@ -12,7 +12,7 @@ use super::model::{
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Tag};
 
-type Result<T> = rusqlite::Result<T>;
+pub(super) type Result<T> = rusqlite::Result<T>;
 
 /// `objects.state` of content that is here.
 pub(super) const STATE_PRESENT: i64 = 1;
@@ -290,16 +290,16 @@ pub(super) fn present(connection: &Connection) -> Result<Vec<(Digest, u64)>> {
         .collect()
 }
 
-fn timestamp(row: &Row<'_>, index: usize) -> Result<Timestamp> {
+pub(super) fn timestamp(row: &Row<'_>, index: usize) -> Result<Timestamp> {
     row.get(index).map(Timestamp::from_millis)
 }
 
-fn unsigned(row: &Row<'_>, index: usize) -> Result<u64> {
+pub(super) fn unsigned(row: &Row<'_>, index: usize) -> Result<u64> {
     let value: i64 = row.get(index)?;
     u64::try_from(value).map_err(|_negative| rusqlite::Error::IntegralValueOutOfRange(index, value))
 }
 
-fn optional_size(row: &Row<'_>, index: usize) -> Result<Option<u64>> {
+pub(super) fn optional_size(row: &Row<'_>, index: usize) -> Result<Option<u64>> {
     let value: Option<i64> = row.get(index)?;
     value
         .map(|value| {
@@ -309,7 +309,7 @@ fn optional_size(row: &Row<'_>, index: usize) -> Result<Option<u64>> {
         .transpose()
 }
 
-fn text<T: FromStr>(row: &Row<'_>, index: usize) -> Result<T>
+pub(super) fn text<T: FromStr>(row: &Row<'_>, index: usize) -> Result<T>
 where
     T::Err: std::error::Error + Send + Sync + 'static,
 {
@@ -317,7 +317,7 @@ where
     parsed(index, text)
 }
 
-fn parsed<T: FromStr>(index: usize, text: &str) -> Result<T>
+pub(super) fn parsed<T: FromStr>(index: usize, text: &str) -> Result<T>
 where
     T::Err: std::error::Error + Send + Sync + 'static,
 {
@@ -326,13 +326,13 @@ where
     })
 }
 
-fn digest(row: &Row<'_>, index: usize) -> Result<Digest> {
+pub(super) fn digest(row: &Row<'_>, index: usize) -> Result<Digest> {
     Digest::from_key(row.get_ref(index)?.as_blob()?).map_err(|error| {
         rusqlite::Error::FromSqlConversionFailure(index, Type::Blob, Box::new(error))
     })
 }
 
-fn optional_digest(row: &Row<'_>, index: usize) -> Result<Option<Digest>> {
+pub(super) fn optional_digest(row: &Row<'_>, index: usize) -> Result<Option<Digest>> {
     match row.get_ref(index)?.as_blob_or_null()? {
         Some(_) => digest(row, index).map(Some),
         None => Ok(None),

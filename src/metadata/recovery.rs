@@ -15,11 +15,13 @@ use super::connection;
 use super::error::OpenError;
 use super::model::Usage;
 use super::query;
+use super::rule_rows;
+use super::rules::Rule;
 use super::schema::sql_error;
 use crate::clock::Timestamp;
 
 /// What every store of ours has.
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 12] = [
     "repositories",
     "objects",
     "edges",
@@ -29,6 +31,9 @@ const TABLES: [&str; 9] = [
     "timeline",
     "referrers",
     "usage",
+    "origins",
+    "doomed",
+    "rules",
 ];
 /// Of a database that was moved aside; followed by milliseconds since 1970.
 const DAMAGED_SUFFIX: &str = ".damaged-";
@@ -39,11 +44,19 @@ const COMPANIONS: [&str; 2] = ["-wal", "-shm"];
 /// The part of the header that is looked at (SQLite file format, "The Database Header").
 const HEADER_BYTES: usize = 32;
 
+/// An open database, and what of it is kept in memory.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) connection: Connection,
+    pub(super) usage: Usage,
+    pub(super) rules: Vec<Rule>,
+}
+
 /// Opens the database for writing, and looks into it.
-pub(super) fn open(path: &Path) -> Result<(Connection, Usage), OpenError> {
+pub(super) fn open(path: &Path) -> Result<Found, OpenError> {
     check_length(path)?;
     let connection = connection::open_writer(path)?;
-    let usage = probe(&connection).map_err(|error| match error.sqlite_error_code() {
+    let (usage, rules) = probe(&connection).map_err(|error| match error.sqlite_error_code() {
         // It is ours, by its application id; a table or the one row of the sums is missing, or does not hold what it must.
         None | Some(rusqlite::ErrorCode::Unknown) => {
             OpenError::Damaged { path: path.to_owned(), reason: error.to_string() }
@@ -51,7 +64,7 @@ pub(super) fn open(path: &Path) -> Result<(Connection, Usage), OpenError> {
         _ => sql_error(path, error),
     })?;
     check_suspect(path, &connection)?;
-    Ok((connection, usage))
+    Ok(Found { connection, usage, rules })
 }
 
 /// Damage was met in a database that is in use: the next opening reads it whole. Best effort; damage that is met again is told again.
@@ -79,12 +92,12 @@ fn check_suspect(path: &Path, connection: &Connection) -> Result<(), OpenError> 
     fs::remove_file(&mark).map_err(|source| OpenError::Io { path: mark, source })
 }
 
-fn probe(connection: &Connection) -> rusqlite::Result<Usage> {
+fn probe(connection: &Connection) -> rusqlite::Result<(Usage, Vec<Rule>)> {
     for table in TABLES {
         let sql = format!("SELECT 1 FROM {table} LIMIT 1");
         connection.query_row(&sql, [], |_row| Ok(())).optional()?;
     }
-    query::usage(connection)
+    Ok((query::usage(connection)?, rule_rows::all(connection)?))
 }
 
 /// A file with fewer pages than its header says was cut, unless the rest of it is still in the log.

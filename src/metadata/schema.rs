@@ -17,18 +17,18 @@ use super::error::OpenError;
 const APPLICATION_ID: i64 = 0x5264_5374;
 
 /// The steps from an empty database to the current schema.
-pub(super) const MIGRATIONS: [&str; 3] = [VERSION_1, VERSION_2, VERSION_3];
+pub(super) const MIGRATIONS: [&str; 4] = [VERSION_1, VERSION_2, VERSION_3, VERSION_4];
 
 /// The schema that this program reads and writes.
-pub const SCHEMA_VERSION: i64 = 3;
+pub const SCHEMA_VERSION: i64 = 4;
 
-const _: () = assert!(MIGRATIONS.len() == 3 && SCHEMA_VERSION == 3);
+const _: () = assert!(MIGRATIONS.len() == 4 && SCHEMA_VERSION == 4);
 
 /// - `objects`: everything with a digest (1 byte algorithm, then the raw hash). `state`: 0 known but not here, 1 present, 2 damaged
 ///   and put aside. `size` is the verified length and stays when the content goes; what manifests claim stands in `membership`,
 ///   so that a lie in one repository is no harm to another. `kind`: 0 blob, 1 manifest, 2 index. `modified` and `inode` are the
 ///   file's at the time it was stored.
-/// - `objects_lru`: the eviction queue. `edges.role`: 0 config, 1 layer, 2 child of an index.
+/// - `objects_lru`: the eviction queue until version 4. `edges.role`: 0 config, 1 layer, 2 child of an index.
 /// - `membership`: upstream showed this object under this repository. `revisions`: it is a manifest of the repository.
 /// - `timeline`: appended only; `until` is set when the next row comes; a NULL object is "absent upstream". One row per tag is open.
 /// - `usage`: one row with the sum over `state = 1`, changed in the transactions that change states.
@@ -141,6 +141,51 @@ CREATE INDEX objects_verified ON objects (verified) WHERE state = 1;
 /// is a row for each name that somebody asks for.
 const VERSION_3: &str = "
 CREATE INDEX repositories_public ON repositories (upstream, name) WHERE public = 1;
+";
+
+/// - `objects.idle`: the place in the queue of what is unused, which takes the place of `accessed` there: last use, or when it was looked at
+///   and kept. `origin`: through which upstream the bytes came that are here; `origins` has the sums, changed in the transactions
+///   that change states. `removed`: when an operator took the bytes away although something needed them.
+/// - `revisions.unlinked`: since when no tag links to the revision and it waits for its end. `doomed`: objects that lost something that held
+///   them. `rules`: pins (kind 0) and freezes (kind 1).
+const VERSION_4: &str = "
+CREATE TABLE origins (
+    id INTEGER PRIMARY KEY,
+    upstream TEXT NOT NULL UNIQUE,
+    objects INTEGER NOT NULL CHECK (objects >= 0),
+    bytes INTEGER NOT NULL CHECK (bytes >= 0)
+) STRICT;
+INSERT INTO origins (upstream, objects, bytes) SELECT DISTINCT upstream, 0, 0 FROM repositories;
+
+DROP INDEX objects_lru;
+ALTER TABLE objects ADD COLUMN idle INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE objects ADD COLUMN origin INTEGER REFERENCES origins;
+ALTER TABLE objects ADD COLUMN removed INTEGER;
+UPDATE objects SET idle = accessed, origin = CASE state WHEN 1 THEN
+    (SELECT n.id FROM membership m JOIN repositories p ON p.id = m.repository
+     JOIN origins n ON n.upstream = p.upstream
+     WHERE m.object = objects.id ORDER BY m.proved DESC LIMIT 1) END;
+CREATE INDEX objects_idle ON objects (idle) WHERE state = 1;
+CREATE INDEX objects_origin ON objects (origin, idle) WHERE state = 1;
+UPDATE origins SET (objects, bytes) = (SELECT count(*), coalesce(sum(o.size), 0) FROM objects o
+    WHERE o.origin = origins.id AND o.state = 1);
+
+ALTER TABLE revisions ADD COLUMN unlinked INTEGER;
+
+CREATE TABLE doomed (
+    object INTEGER PRIMARY KEY REFERENCES objects,
+    since INTEGER NOT NULL
+) STRICT;
+CREATE INDEX doomed_since ON doomed (since, object);
+
+CREATE TABLE rules (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind INTEGER NOT NULL,
+    scope TEXT NOT NULL,
+    since INTEGER NOT NULL,
+    until INTEGER,
+    reason TEXT NOT NULL
+) STRICT;
 ";
 
 /// Brings the database up to the last of `migrations`, making the tables if it is new.

@@ -55,8 +55,8 @@ async fn an_older_store_is_migrated_and_a_copy_is_kept() {
         assert_eq!(value(&migrated, "SELECT min(pins) FROM objects"), 7);
         assert_eq!(value(&migrated, "SELECT count(*) FROM tags"), 1);
     }
-    let copy = root.path().join("roadstead.db.v3.bak");
-    assert!(!root.path().join("roadstead.db.v3.bak.partial").exists());
+    let copy = root.path().join("roadstead.db.v4.bak");
+    assert!(!root.path().join("roadstead.db.v4.bak.partial").exists());
     assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o077, 0);
     // The copy is a whole store of the old version: put back, it works with the old program.
     fs::rename(&copy, &path).unwrap();
@@ -94,6 +94,63 @@ async fn a_store_of_the_first_version_is_opened_with_all_that_is_in_it() {
     assert!(root.path().join("roadstead.db.v1.bak").exists());
 }
 
+/// Rows as version 3 left them: two upstreams share a layer, which the second showed last.
+const OF_VERSION_3: &str = "
+INSERT INTO repositories (id, upstream, name, public, public_checked) VALUES
+    (1, 'docker.io', 'a', 1, 5), (2, 'ghcr.io', 'b', NULL, NULL);
+INSERT INTO objects (id, digest, kind, state, size, created, verified, accessed) VALUES
+    (1, DIGEST1, 1, 1, 10, 1, 1, 11), (2, DIGEST2, 0, 1, 200, 2, 2, 22),
+    (3, DIGEST3, 0, 0, 3000, 3, NULL, 33), (4, DIGEST4, 0, 1, 40000, 4, 4, 44);
+INSERT INTO edges VALUES (1, 2, 1, 0, 0, NULL), (1, 3, 1, 1, 0, NULL);
+INSERT INTO membership (object, repository, proved) VALUES (1, 1, 5), (2, 1, 5), (2, 2, 6), (3, 1, 5);
+INSERT INTO revisions VALUES (1, 1, 'application/vnd.oci.image.manifest.v1+json', 5);
+INSERT INTO tags VALUES (1, 'latest', 1, 5, 7, 'x');
+INSERT INTO timeline (repository, tag, object, since, until, source) VALUES (1, 'latest', 1, 5, NULL, 'x');
+UPDATE usage SET objects = 3, bytes = 40210;
+";
+
+#[tokio::test]
+async fn a_store_of_the_third_version_keeps_all_and_learns_what_is_unused_and_whence_it_came() {
+    let root = tempfile::tempdir().unwrap();
+    let path = database(root.path());
+    let digests = ["m1", "l1", "l2", "alone"].map(digest);
+    {
+        let rows = open_writer_with(&path, &MIGRATIONS[..3]).unwrap();
+        let mut sql = OF_VERSION_3.to_owned();
+        for (number, digest) in (1..).zip(&digests) {
+            let key: String = digest.to_key().iter().map(|byte| format!("{byte:02x}")).collect();
+            sql = sql.replace(&format!("DIGEST{number}"), &format!("x'{key}'"));
+        }
+        rows.execute_batch(&sql).unwrap();
+    }
+    let store = open(path).unwrap();
+    let here = repository("a");
+    let record = store.tag(&here, &tag("latest")).await.unwrap().unwrap();
+    assert_eq!(record.digest, Some(digests[0]));
+    assert_eq!(store.history(&here, &tag("latest"), None, 9).await.unwrap().len(), 1);
+    assert_eq!(store.tree(&here, &digests[0], 9).await.unwrap().len(), 3);
+    let far = crate::clock::Timestamp::from_millis(100);
+    let idle = store.idle(far, None, 9).await.unwrap();
+    let queue: Vec<_> = idle.iter().map(|idle| (idle.digest, idle.since.as_millis())).collect();
+    assert_eq!(queue, [(digests[0], 11), (digests[1], 22), (digests[3], 44)]);
+    let usage = store.usage_by_upstream().await.unwrap();
+    let usage: Vec<_> = usage
+        .iter()
+        .map(|(name, usage)| (name.as_ref().map(|name| name.as_str()), usage.objects, usage.bytes))
+        .collect();
+    let expected = [(Some("docker.io"), 1, 10), (Some("ghcr.io"), 1, 200), (None, 1, 40_000)];
+    assert_eq!(usage, expected);
+    let revisions = store.revision_records(&here, None, 9).await.unwrap();
+    assert!(revisions.len() == 1 && revisions[0].unlinked.is_none());
+    assert!(store.rules().is_empty() && store.doomed(far, 9).await.unwrap().is_empty());
+    // The sums are kept from here on.
+    store.set_absent(&digests[1], false).await.unwrap();
+    store.set_absent(&digests[3], false).await.unwrap();
+    assert_eq!(store.usage_by_upstream().await.unwrap()[1].1, Usage::default());
+    store.close().await;
+    assert!(root.path().join("roadstead.db.v3.bak").exists());
+}
+
 #[tokio::test]
 async fn a_step_that_fails_leaves_the_older_store_as_it_was() {
     let root = tempfile::tempdir().unwrap();
@@ -110,8 +167,8 @@ async fn a_step_that_fails_leaves_the_older_store_as_it_was() {
     // A later program goes on from there; the copy of the first attempt is not lost.
     let done = and(&[LATER, "CREATE TABLE done (id INTEGER);"]);
     open_writer_with(&path, &done).unwrap();
-    assert!(root.path().join("roadstead.db.v3.bak").exists());
     assert!(root.path().join("roadstead.db.v4.bak").exists());
+    assert!(root.path().join("roadstead.db.v5.bak").exists());
 }
 
 #[tokio::test]
@@ -121,7 +178,7 @@ async fn a_newer_store_is_refused_in_one_line() {
     let path = database(root.path());
     drop(open_writer_with(&path, &and(&[LATER])).unwrap());
     let error = open(path).unwrap_err();
-    assert!(matches!(error, OpenError::NewerSchema { found: 4, supported: 3, .. }), "{error}");
+    assert!(matches!(error, OpenError::NewerSchema { found: 5, supported: 4, .. }), "{error}");
     assert!(!error.to_string().contains('\n'));
 }
 

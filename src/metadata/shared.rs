@@ -12,6 +12,7 @@ use super::metrics::Metrics;
 use super::model::{RepositoryKey, TagRecord};
 use super::pending::Pending;
 use super::recovery;
+use super::rules::{Current, Rule};
 use super::testing::Faults;
 use crate::clock::Timestamp;
 use crate::oci::Tag;
@@ -26,13 +27,19 @@ pub(super) struct Shared {
     pub(super) ended: Ended,
     pub(super) metrics: Metrics,
     pub(super) faults: Faults,
+    pub(super) rules: Current,
     path: PathBuf,
     /// When damage was last said in the log.
     damage_said: Mutex<Option<Instant>>,
 }
 
 impl Shared {
-    pub(super) fn new(path: PathBuf, hot_records_max: u64, metrics: Metrics) -> Self {
+    pub(super) fn new(
+        path: PathBuf,
+        hot_records_max: u64,
+        metrics: Metrics,
+        rules: Vec<Rule>,
+    ) -> Self {
         Self {
             path,
             hot: Hot::new(hot_records_max),
@@ -40,6 +47,7 @@ impl Shared {
             ended: Ended::default(),
             metrics,
             faults: Faults::default(),
+            rules: Current::new(rules),
             damage_said: Mutex::default(),
         }
     }

@@ -14,7 +14,7 @@ use super::error::{Error, OpenError};
 use super::hot::{Key, Member, Record};
 use super::metrics::Metrics;
 use super::model::*;
-use super::operation::Operation;
+use super::operation::{Operation, Outcome};
 use super::pending::Added;
 use super::query;
 use super::queue::{self, Sender};
@@ -92,21 +92,18 @@ impl Metadata {
         metrics_registry: &mut Registry,
     ) -> Result<Self, OpenError> {
         let path = &settings.path;
-        let (write_connection, usage, lost) = match recovery::open(path) {
+        let (found, lost) = match recovery::open(path) {
             Err(OpenError::Damaged { reason, .. }) if settings.begin_anew => {
                 let aside = recovery::move_aside(path, clock.now())?;
                 recovery::say_lost(&aside, &reason);
-                let (connection, usage) = recovery::open(path)?;
-                (connection, usage, Some(aside))
+                (recovery::open(path)?, Some(aside))
             }
-            opened => {
-                let (connection, usage) = opened?;
-                (connection, usage, None)
-            }
+            opened => (opened?, None),
         };
         let metrics = Metrics::new(metrics_registry);
-        let shared = Arc::new(Shared::new(path.clone(), settings.hot_records_max, metrics));
-        shared.metrics.set_usage(usage);
+        let records_max = settings.hot_records_max;
+        let shared = Arc::new(Shared::new(path.clone(), records_max, metrics, found.rules));
+        shared.metrics.set_usage(found.usage);
         let (readers, read_queue) = queue::bounded(READ_QUEUE_MAX);
         let (writer, write_queue) = queue::bounded(WRITE_QUEUE_MAX);
         let read_queue = Arc::new(Mutex::new(read_queue));
@@ -119,7 +116,7 @@ impl Metadata {
             threads.readers.push(thread);
         }
         let thread =
-            writer::spawn(write_connection, write_queue, Arc::clone(&shared)).map_err(io_error)?;
+            writer::spawn(found.connection, write_queue, Arc::clone(&shared)).map_err(io_error)?;
         threads.writer = Some(thread);
         let threads = Mutex::new(threads);
         Ok(Self(Arc::new(Inner { shared, writer, readers, threads, clock, lost })))
@@ -183,7 +180,16 @@ impl Metadata {
         wait.await.map_err(|_closed| Error::closed())?
     }
 
+    pub(super) fn now(&self) -> Timestamp {
+        self.0.clock.now()
+    }
+
     async fn write(&self, operation: Operation) -> Result<(), Error> {
+        self.run(operation).await.map(drop)
+    }
+
+    /// Carries out a write and answers what it tells.
+    pub(super) async fn run(&self, operation: Operation) -> Result<Outcome, Error> {
         let (answer, wait) = oneshot::channel();
         self.0
             .writer

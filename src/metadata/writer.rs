@@ -16,10 +16,13 @@ use tokio::sync::oneshot;
 
 use super::error::Error;
 use super::hot::{Key, Record};
-use super::operation::{self, Failure, Operation};
+use super::operation::{self, Applied, Context, Failure, Operation, Outcome};
 use super::pending::Batch;
+use super::presence;
 use super::query;
 use super::queue::{Received, Receiver};
+use super::rule_rows;
+use super::rules::Rules;
 use super::shared::Shared;
 
 /// Operations in one transaction.
@@ -27,14 +30,19 @@ const GROUP_MAX: usize = 256;
 /// How long small facts wait to be written together.
 const FLUSH_AFTER: Duration = Duration::from_secs(2);
 /// Small facts in one transaction. Between two of them the operations that wait have their turn: nobody's pull waits for access times.
-const FLUSH_SLICE: usize = 256;
+const FLUSH_SLICE: usize = 64;
+/// So many transactions of small facts may come before bytes are taken; with more, nobody's pull waits for that.
+const USES_SLICES_MAX: usize = 4;
 /// When a group is tried one by one, as many failures in a row end the trying: the disk is broken, not the operation.
 const SINGLE_FAILURES_MAX: u32 = 3;
 
+/// Of a flush or the end.
 pub(super) type Answer = oneshot::Sender<Result<(), Error>>;
+/// Of an operation.
+type Reply = oneshot::Sender<Result<Outcome, Error>>;
 
 pub(super) enum Message {
-    Run(Operation, Answer),
+    Run(Operation, Reply),
     /// There is something in the pending entries.
     Pending,
     /// Write the pending entries now.
@@ -51,7 +59,7 @@ pub(super) fn spawn(
     queue: Receiver<Message>,
     shared: Arc<Shared>,
 ) -> std::io::Result<JoinHandle<()>> {
-    let writer = Writer { connection, shared, durable: None, failing: false };
+    let writer = Writer { connection, shared, durable: None, uses_written: true, failing: false };
     thread::Builder::new().name("metadata-write".to_owned()).spawn(move || writer.run(&queue))
 }
 
@@ -60,6 +68,8 @@ struct Writer {
     shared: Arc<Shared>,
     /// What `synchronous` was last set to: FULL or not.
     durable: Option<bool>,
+    /// What was used before the operations that are being written is in the rows.
+    uses_written: bool,
     /// The last write failed; said once in the log, and once when it is over.
     failing: bool,
 }
@@ -75,7 +85,7 @@ struct Flush {
 /// What a turn of the loop has to do.
 #[derive(Default)]
 struct Turn {
-    group: Vec<(Operation, Answer)>,
+    group: Vec<(Operation, Reply)>,
     flush: bool,
     flush_answers: Vec<Answer>,
     close: Option<Answer>,
@@ -159,8 +169,9 @@ impl Writer {
         }
     }
 
-    fn commit_group(&mut self, group: Vec<(Operation, Answer)>) {
+    fn commit_group(&mut self, group: Vec<(Operation, Reply)>) {
         let (operations, answers): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+        self.uses_written = self.write_uses(&operations);
         let written = self.transaction(&operations);
         self.note(written.as_ref().err());
         let results = match written {
@@ -179,28 +190,38 @@ impl Writer {
         }
     }
 
+    /// Whoever takes what is unused must see what was used before he asked. Writes that, if there is not too much of it, and tells whether
+    /// all of it is written; otherwise nothing is taken this time.
+    fn write_uses(&mut self, operations: &[Operation]) -> bool {
+        let asks = |operation: &Operation| matches!(operation, Operation::Remove(removal) if removal.wants_uses_written());
+        if !operations.iter().any(asks) || self.shared.pending.is_empty() {
+            return true;
+        }
+        self.slices() <= USES_SLICES_MAX && self.flush().is_ok()
+    }
+
     /// Tries once more to write the ends that could not be written. What fails waits on.
     fn write_ended(&mut self) -> Result<(), Error> {
         for operation in self.shared.ended.waiting() {
             let results = self.transaction(std::slice::from_ref(&operation));
             self.note(results.as_ref().err());
-            results?.into_iter().collect::<Result<(), _>>()?;
+            results?.into_iter().collect::<Result<Vec<_>, _>>()?;
             self.shared.ended.note(&operation, true);
         }
         Ok(())
     }
 
-    fn one_by_one(&mut self, operations: &[Operation]) -> Vec<Result<(), Error>> {
+    fn one_by_one(&mut self, operations: &[Operation]) -> Vec<Result<Outcome, Error>> {
         let mut failures = 0;
         let mut results = Vec::with_capacity(operations.len());
         for operation in operations {
-            let last: Option<&Result<(), Error>> = results.last();
+            let last: Option<&Result<Outcome, Error>> = results.last();
             let result = match last {
                 Some(Err(error)) if failures >= SINGLE_FAILURES_MAX => Err(error.clone()),
                 _ => {
                     let written = self.transaction(std::slice::from_ref(operation));
                     self.note(written.as_ref().err());
-                    written.and_then(|mut results| results.pop().unwrap_or(Ok(())))
+                    written.and_then(|mut results| results.pop().unwrap_or(Ok(Outcome::Done)))
                 }
             };
             failures = if result.is_err() { failures + 1 } else { 0 };
@@ -210,10 +231,26 @@ impl Writer {
     }
 
     /// One transaction over all of `operations`. An error is one of the whole: nothing was committed.
-    fn transaction(&mut self, operations: &[Operation]) -> Result<Vec<Result<(), Error>>, Error> {
-        self.set_durable(operations.iter().any(Operation::moves_tag))?;
+    fn transaction(
+        &mut self,
+        operations: &[Operation],
+    ) -> Result<Vec<Result<Outcome, Error>>, Error> {
+        self.set_durable(operations.iter().any(Operation::must_last))?;
         self.begin()?;
-        let written = self.apply_all(operations);
+        let epoch = self.shared.rules.epoch();
+        let mut context = Context { epoch, uses_written: self.uses_written };
+        let written = self.apply_all(operations, &mut context);
+        // As they will be, so that nothing has to be read after the COMMIT.
+        let rules = match context.epoch == epoch {
+            true => Ok(None),
+            false => rule_rows::all(&self.connection)
+                .map(|all| Some(Rules::new(all, context.epoch)))
+                .map_err(Error::from),
+        };
+        let (written, rules) = match rules {
+            Ok(rules) => (written, rules),
+            Err(error) => (Err(error), None),
+        };
         let keys: Vec<Key> = written
             .iter()
             .flat_map(|(_, records)| records.iter().map(|(key, _)| key.clone()))
@@ -223,6 +260,9 @@ impl Writer {
         }
         match self.finish(written) {
             Ok((results, records)) => {
+                if let Some(rules) = rules {
+                    self.shared.rules.replace(rules);
+                }
                 self.install(records);
                 Ok(results)
             }
@@ -275,19 +315,21 @@ impl Writer {
     fn apply_all(
         &self,
         operations: &[Operation],
-    ) -> Result<(Vec<Result<(), Error>>, Vec<(Key, Option<Record>)>), Error> {
+        context: &mut Context,
+    ) -> Result<(Vec<Result<Outcome, Error>>, Vec<(Key, Option<Record>)>), Error> {
         let mut changed = HashSet::new();
         let mut results = Vec::with_capacity(operations.len());
         let mut records = Vec::new();
         for operation in operations {
-            let result = self.apply(operation)?;
-            results.push(result.map(|keys| {
-                for (position, key) in keys.into_iter().enumerate() {
+            let result = self.apply(operation, context)?;
+            results.push(result.map(|applied| {
+                for (position, key) in applied.changed.into_iter().enumerate() {
                     if changed.insert(key.clone()) {
                         let worth = operation.warms() && operation::worth_reading(position, &key);
                         records.push((key, worth));
                     }
                 }
+                applied.outcome
             }));
         }
         let records = records
@@ -302,18 +344,22 @@ impl Writer {
     }
 
     /// One operation in its savepoint. The outer error means that the transaction is lost.
-    fn apply(&self, operation: &Operation) -> rusqlite::Result<Result<Vec<Key>, Error>> {
+    fn apply(
+        &self,
+        operation: &Operation,
+        context: &mut Context,
+    ) -> rusqlite::Result<Result<Applied, Error>> {
         self.step("SAVEPOINT operation")?;
         let applied = self
             .shared
             .faults
             .check()
             .map_err(Failure::from)
-            .and_then(|()| operation.apply(&self.connection));
+            .and_then(|()| operation.apply(&self.connection, context));
         match applied {
-            Ok(keys) => {
+            Ok(done) => {
                 self.step("RELEASE operation")?;
-                Ok(Ok(keys))
+                Ok(Ok(done))
             }
             Err(Failure::Sql(error)) if self.connection.is_autocommit() => Err(error),
             Err(failure) => {
@@ -409,7 +455,7 @@ impl Writer {
             operation::confirm(&self.connection, repository, tag, *at)?;
         }
         for (digest, at) in &batch.touched {
-            operation::touch(&self.connection, digest, *at)?;
+            presence::touch_digest(&self.connection, digest, *at)?;
         }
         Ok(())
     }
@@ -429,7 +475,7 @@ impl Writer {
 }
 
 /// The caller may have gone; the write stands all the same.
-fn reply(answer: Answer, result: Result<(), Error>) {
+fn reply<T>(answer: oneshot::Sender<Result<T, Error>>, result: Result<T, Error>) {
     if answer.send(result).is_err() {
         tracing::trace!("nobody waits for the answer to a write");
     }

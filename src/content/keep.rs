@@ -1,0 +1,228 @@
+//! What keeps content here: one pure decision over what holds an object, the operator's rules and the policy.
+//!
+//! Eviction, collection, the dry run of `gc`, the explanations and the refusal of deletions all ask here, so that they say the same. What
+//! must hold: when in doubt the content is kept; nothing is read, written or remembered. It deliberately says nothing of age and use
+//! (the queue knows those) nor of grace times.
+
+use std::fmt;
+
+use globset::{Glob, GlobMatcher};
+
+use crate::clock::Timestamp;
+use crate::metadata::{Holder, Holders, RepositoryKey, Rules, TagLink};
+use crate::oci::{RegistryName, Tag};
+
+/// Revisions that are asked for when somebody decides on an object; one that more than these need is kept.
+pub const HOLDERS_MAX: u32 = 256;
+
+/// What the operator's configuration says about keeping.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeepPolicy {
+    /// No upstream is asked at all, so nothing that goes can come back.
+    pub offline: bool,
+    /// By name; families stand for their members.
+    pub upstreams: Vec<UpstreamKeep>,
+}
+
+/// The same for one upstream, or for a family of hosts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamKeep {
+    pub name: RegistryName,
+    /// Families of hosts that have the same policy, as `*.pkg.dev`.
+    pub families: Vec<String>,
+    /// It is not asked.
+    pub offline: bool,
+    /// The newest distinct revisions of each tag that are kept as if pinned; 0 is none.
+    pub revisions: u32,
+    /// In order; the first that matches a tag counts.
+    pub rules: Vec<KeepRule>,
+}
+
+/// How many revisions of some tags are kept.
+#[derive(Clone, Debug)]
+pub struct KeepRule {
+    pattern: String,
+    matcher: GlobMatcher,
+    /// `None`: as many as the upstream says.
+    revisions: Option<u32>,
+}
+
+/// May the content go?
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeepVerdict {
+    /// Nothing keeps it.
+    Free,
+    /// Nothing keeps it, and it is gone upstream: it goes when nothing else is left to go.
+    Last,
+    Kept(Hold),
+}
+
+/// What keeps it, the first reason found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// A pin covers a revision that needs it.
+    Pin { rule: i64, scope: String, image: String },
+    /// A frozen tag serves a revision that needs it.
+    Freeze { image: String, since: Timestamp },
+    /// It belongs to one of the newest revisions of a tag.
+    LastRevisions { image: String, revisions: u32 },
+    /// Its upstream is not asked; `None`: none is.
+    Offline { upstream: Option<RegistryName> },
+    /// More revisions need it than were looked at.
+    Shared,
+}
+
+impl KeepRule {
+    /// A rule for tags: the pattern is a glob of `repository:tag` or, without a colon, of the tag alone.
+    pub fn new(pattern: &str, revisions: Option<u32>) -> Result<Self, globset::Error> {
+        let matcher = Glob::new(pattern)?.compile_matcher();
+        Ok(Self { pattern: pattern.to_owned(), matcher, revisions })
+    }
+
+    fn covers(&self, repository: &RepositoryKey, tag: &Tag) -> bool {
+        if self.pattern.contains(':') {
+            self.matcher.is_match(format!("{}:{tag}", repository.name))
+        } else {
+            self.matcher.is_match(tag.as_str())
+        }
+    }
+}
+
+impl PartialEq for KeepRule {
+    fn eq(&self, other: &Self) -> bool {
+        self.pattern == other.pattern && self.revisions == other.revisions
+    }
+}
+
+impl Eq for KeepRule {}
+
+impl KeepPolicy {
+    /// The policy of an upstream, by its name or by a family that it belongs to.
+    pub fn upstream(&self, name: &RegistryName) -> Option<&UpstreamKeep> {
+        let named = self.upstreams.iter().find(|upstream| upstream.name == *name);
+        named.or_else(|| self.upstreams.iter().find(|upstream| upstream.has_member(name)))
+    }
+
+    /// Is the upstream not asked?
+    pub fn is_offline(&self, name: &RegistryName) -> bool {
+        self.offline || self.upstream(name).is_some_and(|upstream| upstream.offline)
+    }
+
+    /// How many of the newest revisions of a tag are kept.
+    pub fn revisions(&self, repository: &RepositoryKey, tag: &Tag) -> u32 {
+        self.upstream(&repository.upstream).map_or(0, |upstream| {
+            let rule = upstream.rules.iter().find(|rule| rule.covers(repository, tag));
+            rule.and_then(|rule| rule.revisions).unwrap_or(upstream.revisions)
+        })
+    }
+}
+
+impl UpstreamKeep {
+    /// Is the name that of a host of one of the families? `*` is one label.
+    pub fn has_member(&self, name: &RegistryName) -> bool {
+        self.families.iter().any(|family| {
+            let suffix = family.trim_start_matches('*');
+            let label = name.as_str().strip_suffix(suffix);
+            label.is_some_and(|label| !label.is_empty() && !label.contains('.'))
+        })
+    }
+}
+
+/// Decides on an object by what holds it.
+pub fn verdict(
+    holders: &Holders,
+    rules: &Rules,
+    policy: &KeepPolicy,
+    now: Timestamp,
+) -> KeepVerdict {
+    if let Some(hold) = offline(holders, policy) {
+        return KeepVerdict::Kept(hold);
+    }
+    for holder in &holders.revisions {
+        if let Some(hold) = hold_by(holder, rules, policy, now) {
+            return KeepVerdict::Kept(hold);
+        }
+    }
+    if holders.more {
+        return KeepVerdict::Kept(Hold::Shared);
+    }
+    let mut links = holders.revisions.iter().flat_map(|holder| &holder.links);
+    let gone = links.clone().any(|link| link.last_before_absent);
+    // Whoever can still be asked for it by another tag gives it again.
+    if gone && !links.any(|link| link.until.is_none()) {
+        KeepVerdict::Last
+    } else {
+        KeepVerdict::Free
+    }
+}
+
+fn offline(holders: &Holders, policy: &KeepPolicy) -> Option<Hold> {
+    if policy.offline {
+        return Some(Hold::Offline { upstream: None });
+    }
+    let of_revisions = holders.revisions.iter().map(|holder| &holder.repository.upstream);
+    let mut all = holders.upstreams.iter().chain(of_revisions);
+    all.find(|name| policy.is_offline(name))
+        .map(|name| Hold::Offline { upstream: Some(name.clone()) })
+}
+
+fn hold_by(holder: &Holder, rules: &Rules, policy: &KeepPolicy, now: Timestamp) -> Option<Hold> {
+    let Holder { repository, revision, links, .. } = holder;
+    // What a tag pointed at last before it vanished upstream is what its pin is for.
+    let current = links.iter().filter(|link| link.until.is_none() || link.last_before_absent);
+    if let Some(rule) = rules.pin_of(repository, revision, current.map(|link| &link.tag), now) {
+        let image = format!("{}/{}@{revision}", repository.upstream, repository.name);
+        return Some(Hold::Pin { rule: rule.id, scope: rule.scope.to_string(), image });
+    }
+    links.iter().find_map(|link| {
+        let image = || format!("{}/{}:{}", repository.upstream, repository.name, link.tag);
+        if let Some(since) = rules.frozen(repository, &link.tag, now)
+            && serves_when_frozen(link, since)
+        {
+            return Some(Hold::Freeze { image: image(), since });
+        }
+        let revisions = policy.revisions(repository, &link.tag);
+        (link.newer < revisions).then(|| Hold::LastRevisions { image: image(), revisions })
+    })
+}
+
+/// Is it what the tag pointed at when it was frozen, or may it be the first afterwards?
+fn serves_when_frozen(link: &TagLink, since: Timestamp) -> bool {
+    let was_current = link.since <= since && link.until.is_none_or(|until| since < until);
+    was_current || (link.first && link.since > since)
+}
+
+impl Hold {
+    /// The kind of it in a word: `pin`, `freeze`, `last_revisions`, `offline` or `shared`.
+    pub fn by(&self) -> &'static str {
+        match self {
+            Self::Pin { .. } => "pin",
+            Self::Freeze { .. } => "freeze",
+            Self::LastRevisions { .. } => "last_revisions",
+            Self::Offline { .. } => "offline",
+            Self::Shared => "shared",
+        }
+    }
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pin { rule, scope, image } => {
+                write!(f, "pin {rule} of {scope} keeps {image}")
+            }
+            Self::Freeze { image, since } => write!(f, "{image} is frozen since {since}"),
+            Self::LastRevisions { image, revisions: 1 } => {
+                write!(f, "it is the newest revision of {image}")
+            }
+            Self::LastRevisions { image, revisions } => {
+                write!(f, "it is one of the {revisions} newest revisions of {image}")
+            }
+            Self::Offline { upstream: None } => f.write_str("offline: nothing could come back"),
+            Self::Offline { upstream: Some(name) } => write!(f, "{name} is offline"),
+            Self::Shared => {
+                write!(f, "more than {HOLDERS_MAX} revisions need it")
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Rows: what is unused and for how long, and through which upstream content came.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::model::{Idle, Usage};
+use super::query::{self, Result};
+use crate::clock::Timestamp;
+use crate::oci::{Digest, RegistryName};
+
+/// Content that is here, the longest unused first.
+pub(super) fn queue(
+    rows: &Connection,
+    before: Timestamp,
+    from: Option<&RegistryName>,
+    limit: u32,
+) -> Result<Vec<Idle>> {
+    let before = before.as_millis();
+    let Some(upstream) = from else {
+        return rows
+            .prepare_cached(
+                "SELECT digest, size, idle FROM objects INDEXED BY objects_idle \
+                 WHERE state = 1 AND idle < ?1 ORDER BY idle LIMIT ?2",
+            )?
+            .query_map(params![before, limit], idle)?
+            .collect();
+    };
+    let origin: Option<i64> = rows
+        .prepare_cached("SELECT id FROM origins WHERE upstream = ?1")?
+        .query_row([upstream.as_str()], |row| row.get(0))
+        .optional()?;
+    rows.prepare_cached(
+        "SELECT digest, size, idle FROM objects INDEXED BY objects_origin \
+         WHERE state = 1 AND origin = ?1 AND idle < ?2 ORDER BY idle LIMIT ?3",
+    )?
+    .query_map(params![origin, before, limit], idle)?
+    .collect()
+}
+
+fn idle(row: &Row<'_>) -> Result<Idle> {
+    Ok(Idle {
+        digest: query::digest(row, 0)?,
+        size: query::unsigned(row, 1)?,
+        since: query::timestamp(row, 2)?,
+    })
+}
+
+pub(super) fn postpone(rows: &Connection, digests: &[Digest], to: Timestamp) -> Result<()> {
+    let mut statement = rows.prepare_cached(
+        "UPDATE objects SET idle = max(idle, ?2) WHERE digest = ?1 AND state = 1",
+    )?;
+    for digest in digests {
+        statement.execute(params![digest.to_key(), to.as_millis()])?;
+    }
+    Ok(())
+}
+
+/// The sums of all origins, in the order of their names.
+pub(super) fn usage(rows: &Connection) -> Result<Vec<(RegistryName, Usage)>> {
+    rows.prepare_cached("SELECT upstream, objects, bytes FROM origins ORDER BY upstream")?
+        .query_map([], |row| {
+            let objects = query::unsigned(row, 1)?;
+            Ok((query::text(row, 0)?, Usage { objects, bytes: query::unsigned(row, 2)? }))
+        })?
+        .collect()
+}
