@@ -11,6 +11,7 @@ use super::events::{Event, JobKind};
 use super::service::Upkeep;
 use super::settings::{BUSY_PATIENCE, EVENTS_MAX, READER_PATIENCE};
 use super::work::Work;
+use crate::metadata::Within;
 
 /// A running job, in the hands of whoever asked for it. Dropping it ends the work.
 #[derive(Debug)]
@@ -18,6 +19,9 @@ pub struct Job {
     events: mpsc::Receiver<Event>,
     _ends: DropGuard,
 }
+
+/// Which job, and what it is about.
+pub(super) type Order = (JobKind, Option<Within>);
 
 /// Another job runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +40,19 @@ pub(super) struct Stopped;
 
 impl Upkeep {
     /// Begins a job. A look for files without a row makes way for it, another job does not.
+    ///
+    /// [`JobKind::Purge`] wants [`Upkeep::purge`]; begun here it says so and does nothing.
     pub async fn begin(&self, kind: JobKind) -> Result<Job, Busy> {
+        self.start_job((kind, None)).await
+    }
+
+    /// Begins to take out what is known of an upstream or of a repository; the content goes after the grace time, unless something else
+    /// holds it.
+    pub async fn purge(&self, within: Within) -> Result<Job, Busy> {
+        self.start_job((JobKind::Purge, Some(within))).await
+    }
+
+    async fn start_job(&self, order: Order) -> Result<Job, Busy> {
         if self.slot().available_permits() == 0 {
             self.wanted().notify_waiters();
         }
@@ -46,7 +62,7 @@ impl Upkeep {
         let story = Story { events, cancel: cancel.clone() };
         let upkeep = self.clone();
         self.tasks().spawn(async move {
-            Work::new(&upkeep, kind, story).run().await;
+            Work::new(&upkeep, order, story).run().await;
             drop(slot);
         });
         Ok(Job { events: receiver, _ends: cancel.drop_guard() })
@@ -100,7 +116,7 @@ impl Story {
 
 impl fmt::Display for Busy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a verify, a reindex or the taking in of files without a row is running already; try again when it is over")
+        f.write_str("a verify, a reindex, a gc, a purge or the taking in of files without a row is running already; try again when it is over")
     }
 }
 

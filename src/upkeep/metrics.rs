@@ -8,9 +8,10 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 
+use super::limits::{MAX_SIZE, MIN_FREE, UPSTREAM_MAX_SIZE};
 use crate::clock::{Clock, Timestamp};
 use crate::content::Verdict;
 
@@ -24,11 +25,27 @@ pub(super) struct Metrics {
     swept: Counter,
     adopted: Counter,
     oldest: Arc<AtomicI64>,
+    evicted: Family<Reason, Counter>,
+    evicted_bytes: Family<Reason, Counter>,
+    collected: Counter,
+    collected_bytes: Counter,
+    failures: Counter,
+    unmet: Family<Limit, Gauge>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Labels {
     result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Limit {
+    limit: &'static str,
 }
 
 impl Metrics {
@@ -39,7 +56,14 @@ impl Metrics {
             swept: Counter::default(),
             adopted: Counter::default(),
             oldest: Arc::new(AtomicI64::new(NONE)),
+            evicted: Family::default(),
+            evicted_bytes: Family::default(),
+            collected: Counter::default(),
+            collected_bytes: Counter::default(),
+            failures: Counter::default(),
+            unmet: Family::default(),
         };
+        metrics.register_leaving(registry);
         registry.register(
             "scrub_bytes",
             "Stored bytes that were read again by scrub and verify",
@@ -63,6 +87,63 @@ impl Metrics {
         let oldest = Arc::clone(&metrics.oldest);
         registry.register_collector(Box::new(OldestCollector { oldest, clock }));
         metrics
+    }
+
+    fn register_leaving(&self, registry: &mut Registry) {
+        registry.register(
+            "evicted_objects",
+            "Stored objects that were evicted, by the limit that wanted it",
+            self.evicted.clone(),
+        );
+        registry.register(
+            "evicted_bytes",
+            "Stored bytes that were evicted, by the limit that wanted it",
+            self.evicted_bytes.clone(),
+        );
+        registry.register(
+            "collected_objects",
+            "Objects that nothing needed any more and that were forgotten",
+            self.collected.clone(),
+        );
+        registry.register(
+            "collected_bytes",
+            "Stored bytes that nothing needed any more and that were removed",
+            self.collected_bytes.clone(),
+        );
+        registry.register(
+            "eviction_failures",
+            "Objects that could not be evicted or collected because the disk or the rows failed",
+            self.failures.clone(),
+        );
+        registry.register(
+            "eviction_limit_unmet",
+            "Limits that cannot be met, because everything that is left is young or kept",
+            self.unmet.clone(),
+        );
+        for limit in [MIN_FREE, MAX_SIZE, UPSTREAM_MAX_SIZE] {
+            self.unmet(limit, 0);
+        }
+    }
+
+    pub(super) fn evicted(&self, reason: &'static str, bytes: u64) {
+        self.evicted.get_or_create(&Reason { reason }).inc();
+        self.evicted_bytes.get_or_create(&Reason { reason }).inc_by(bytes);
+    }
+
+    pub(super) fn collected(&self, bytes: u64) {
+        self.collected.inc();
+        self.collected_bytes.inc_by(bytes);
+    }
+
+    /// Something that was to leave could not.
+    pub(super) fn stuck(&self) {
+        self.failures.inc();
+    }
+
+    /// So many limits of a kind cannot be met.
+    pub(super) fn unmet(&self, limit: &'static str, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.unmet.get_or_create(&Limit { limit }).set(count);
     }
 
     pub(super) fn read(&self, bytes: usize) {

@@ -9,6 +9,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::evict::Evictor;
 use super::metrics::Metrics;
 use super::settings::Settings;
 use super::worker::Worker;
@@ -43,6 +44,8 @@ struct Inner {
     wanted: Notify,
     /// The worker looks at once.
     wake: Notify,
+    /// The eviction does.
+    wake_eviction: Notify,
     started: AtomicBool,
 }
 
@@ -60,15 +63,16 @@ impl Upkeep {
             slot: Arc::new(Semaphore::new(1)),
             wanted: Notify::new(),
             wake: Notify::new(),
+            wake_eviction: Notify::new(),
             started: AtomicBool::new(false),
         }))
     }
 
-    /// Starts the worker, which first looks a while later. To be called when the program serves; a second call does nothing.
+    /// Starts the workers, which first look a while later. To be called when the program serves; a second call does nothing.
     pub fn start(&self) {
         if !self.0.started.swap(true, Ordering::Relaxed) {
-            let worker = Worker::new(self.clone());
-            self.0.tasks.spawn(worker.run());
+            self.0.tasks.spawn(Worker::new(self.clone()).run());
+            self.0.tasks.spawn(Evictor::new(self.clone()).run());
         }
     }
 
@@ -77,13 +81,19 @@ impl Upkeep {
         let mut current = self.0.settings.lock().unwrap_or_else(PoisonError::into_inner);
         if *current != settings {
             *current = settings;
+            drop(current);
             self.wake();
         }
     }
 
-    /// Makes the worker look now at what is due, for whoever knows that something changed.
+    /// Makes the workers look now at what is due, for whoever knows that something changed.
     pub fn wake(&self) {
         self.0.wake.notify_one();
+        self.0.wake_eviction.notify_one();
+    }
+
+    pub(super) async fn eviction_woken(&self) {
+        self.0.wake_eviction.notified().await;
     }
 
     pub(super) async fn woken(&self) {
@@ -91,7 +101,7 @@ impl Upkeep {
     }
 
     pub(super) fn settings(&self) -> Settings {
-        *self.0.settings.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.settings.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn content(&self) -> &Content {

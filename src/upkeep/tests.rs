@@ -25,18 +25,18 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// A store with upkeep over it.
-struct House {
+pub(super) struct House {
     dir: TempDir,
-    clock: ManualClock,
-    content: Content,
-    upkeep: Upkeep,
+    pub(super) clock: ManualClock,
+    pub(super) content: Content,
+    pub(super) upkeep: Upkeep,
     registry: Registry,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl House {
-    fn new(settings: Settings) -> Self {
+    pub(super) fn new(settings: Settings) -> Self {
         Self::on(Arc::new(RealDisk), settings)
     }
 
@@ -62,7 +62,7 @@ impl House {
         Self { dir, clock, content, upkeep, registry, tasks, stop }
     }
 
-    async fn put(&self, bytes: &[u8]) -> Digest {
+    pub(super) async fn put(&self, bytes: &[u8]) -> Digest {
         let digest = Digest::sha256_of(bytes);
         self.content.put(&digest, Bytes::copy_from_slice(bytes)).await.unwrap();
         digest
@@ -76,7 +76,7 @@ impl House {
         }
     }
 
-    fn file(&self, digest: &Digest) -> PathBuf {
+    pub(super) fn file(&self, digest: &Digest) -> PathBuf {
         self.data().join("blobs/sha256").join(digest.hex())
     }
 
@@ -85,7 +85,7 @@ impl House {
     }
 
     /// The metrics that look like this.
-    fn metric(&self, name: &str) -> f64 {
+    pub(super) fn metric(&self, name: &str) -> f64 {
         let mut text = String::new();
         encode(&mut text, &self.registry).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -93,7 +93,7 @@ impl House {
     }
 
     /// Waits until a metric has at least this value.
-    async fn reaches(&self, name: &str, value: f64) {
+    pub(super) async fn reaches(&self, name: &str, value: f64) {
         let reached = async {
             while self.metric(name) < value {
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -104,7 +104,7 @@ impl House {
     }
 
     /// Ends everything and looks whether anything is left.
-    async fn finish(self) -> TempDir {
+    pub(super) async fn finish(self) -> TempDir {
         self.stop.cancel();
         self.tasks.close();
         timeout(PATIENCE, self.tasks.wait()).await.expect("everything ends when told to");
@@ -124,7 +124,7 @@ fn damage(file: &Path) {
 }
 
 /// Runs a job to its end.
-async fn story(house: &House, kind: JobKind) -> Vec<Event> {
+pub(super) async fn story(house: &House, kind: JobKind) -> Vec<Event> {
     let (mut job, mut events) = (house.upkeep.begin(kind).await.unwrap(), Vec::new());
     while let Some(event) = timeout(PATIENCE, job.next()).await.expect("the story goes on") {
         events.push(event);
@@ -132,7 +132,7 @@ async fn story(house: &House, kind: JobKind) -> Vec<Event> {
     events
 }
 
-fn report(events: &[Event]) -> Report {
+pub(super) fn report(events: &[Event]) -> Report {
     match events.last() {
         Some(Event::Ended(report)) => *report,
         other => panic!("ended with {other:?}"),
@@ -195,7 +195,7 @@ async fn the_oldest_is_read_first_and_what_is_fresh_not_at_all() {
 
 #[tokio::test]
 async fn a_scrub_that_is_off_reads_nothing_until_it_is_on() {
-    let house = House::new(Settings { scrub_period: None });
+    let house = House::new(Settings { scrub_period: None, ..Settings::default() });
     house.put(b"content").await;
     house.upkeep.start();
     house.clock.advance(400 * DAY);
@@ -324,7 +324,7 @@ async fn files_without_a_row_are_taken_in_at_the_first_look() {
 /// The walk over so many rests for several seconds, and a command waits for two.
 #[tokio::test]
 async fn the_look_for_files_without_a_row_makes_way_for_a_job() {
-    let house = House::new(Settings { scrub_period: None });
+    let house = House::new(Settings { scrub_period: None, ..Settings::default() });
     for number in 0..12_000_u32 {
         let bytes = number.to_be_bytes();
         fs::write(house.file(&Digest::sha256_of(&bytes)), bytes).unwrap();

@@ -6,18 +6,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::events::{Event, Finding, JobKind, Report, file_of};
-use super::job::{Stopped, Story};
+use super::job::{Order, Stopped, Story};
 use super::service::Upkeep;
 use super::settings::{PAGE, PROGRESS_EVERY};
 use crate::content::{Error, Haste, StoredObject, Verdict};
+use crate::metadata::Within;
 
 /// One job at work.
 pub(super) struct Work<'a> {
-    upkeep: &'a Upkeep,
-    kind: JobKind,
-    story: Story,
+    pub(super) upkeep: &'a Upkeep,
+    pub(super) kind: JobKind,
+    pub(super) story: Story,
+    /// What a purge is about.
+    pub(super) within: Option<Within>,
     read: Arc<Read>,
-    report: Report,
+    pub(super) report: Report,
 }
 
 /// How much was read, counted on the thread that reads.
@@ -28,7 +31,7 @@ struct Read {
 }
 
 /// Why the work did not come to its end.
-enum Failure {
+pub(super) enum Failure {
     Stopped,
     Store(Error),
 }
@@ -46,9 +49,12 @@ impl From<Error> for Failure {
 }
 
 impl<'a> Work<'a> {
-    pub(super) fn new(upkeep: &'a Upkeep, kind: JobKind, story: Story) -> Self {
-        let report = Report { repaired: kind != JobKind::Verify, ..Report::default() };
-        Self { upkeep, kind, story, read: Arc::default(), report }
+    pub(super) fn new(upkeep: &'a Upkeep, (kind, within): Order, story: Story) -> Self {
+        let report = Report {
+            repaired: matches!(kind, JobKind::Repair | JobKind::Reindex),
+            ..Report::default()
+        };
+        Self { upkeep, kind, story, within, read: Arc::default(), report }
     }
 
     pub(super) async fn run(mut self) {
@@ -78,16 +84,18 @@ impl<'a> Work<'a> {
     async fn work(&mut self) -> Result<(), Failure> {
         let usage = self.upkeep.content().metadata().usage().await.map_err(Error::from)?;
         let (objects, bytes) = match self.kind {
-            JobKind::Reindex => (0, 0),
+            JobKind::Reindex | JobKind::Gc | JobKind::GcDryRun | JobKind::Purge => (0, 0),
             JobKind::Verify | JobKind::Repair => (usage.objects, usage.bytes),
         };
         self.story.tell(Event::Begun { job: self.kind, objects, bytes }).await?;
-        if self.kind != JobKind::Reindex {
+        if matches!(self.kind, JobKind::Verify | JobKind::Repair) {
             self.verify().await?;
         }
         match self.kind {
             JobKind::Verify => self.count_orphans().await,
             JobKind::Repair | JobKind::Reindex => self.adopt().await,
+            JobKind::Gc | JobKind::GcDryRun => self.collect_and_evict().await,
+            JobKind::Purge => self.purge().await,
         }
     }
 
@@ -116,9 +124,7 @@ impl<'a> Work<'a> {
         let cancel = &self.story.cancel;
         let verdict = match self.kind {
             JobKind::Verify => self.watched(content.examine_paced(digest, count, cancel)).await,
-            JobKind::Repair | JobKind::Reindex => {
-                self.watched(content.verify_paced(digest, count, cancel)).await
-            }
+            _ => self.watched(content.verify_paced(digest, count, cancel)).await,
         };
         if self.story.is_stopped() {
             return Err(Failure::Stopped);

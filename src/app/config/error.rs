@@ -56,12 +56,16 @@ impl fmt::Display for Place {
     }
 }
 
+/// In place of a text that quotes something with an `@`: an address with a password may have been put where none belongs.
+const WITHHELD: &str = "is not what is wanted here; it is not shown, because what stands before an @ may be a password";
+
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = if self.text.contains('@') { WITHHELD } else { &self.text };
         if self.key.is_empty() {
-            write!(f, "{}: {}", self.place, self.text)
+            write!(f, "{}: {text}", self.place)
         } else {
-            write!(f, "{}: {}: {}", self.place, self.key, self.text)
+            write!(f, "{}: {}: {text}", self.place, self.key)
         }
     }
 }

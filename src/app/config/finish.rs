@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::app::rooms;
+use crate::content::KeepRule;
 use crate::oci::RegistryName;
 use crate::proxy::{Private, TagPolicy, TagRule, UpstreamPolicy};
 use crate::upstream::{self, BuildError, CredentialSource};
@@ -29,7 +30,9 @@ pub(super) fn finish(draft: Draft, mistakes: &mut Vec<Mistake>) -> Config {
     }
     checks.names(&upstreams);
     checks.listeners(&upstreams);
+    checks.admin();
     checks.clients();
+    checks.eviction(&upstreams);
     checks.addresses(&Path::Top("allow_addresses".to_owned()), &draft.allow_addresses);
     let default_upstream = checks.default_upstream(&upstreams);
     let mut warnings = checks.warnings;
@@ -116,6 +119,10 @@ impl Checks<'_> {
                 .collect(),
             quota_reserve: draft.quota_reserve,
             library: draft.library,
+            max_size: draft.max_size,
+            max_unused: draft.max_unused,
+            keep_revisions: draft.keep_revisions,
+            keep_rules: keep_rules(draft),
             policy: self.policy(name, draft, well_known),
             limits: draft.limits.clone(),
         };
@@ -292,6 +299,7 @@ impl Checks<'_> {
             deny: draft.deny.clone(),
             credential_grace: draft.credential_grace,
             offline: draft.offline,
+            allow_delete: draft.allow_delete,
         }
     }
 
@@ -374,14 +382,51 @@ impl Checks<'_> {
             let path = Path::Upstream(upstream.name.clone(), "listen".to_owned());
             Some((upstream.listen?, path))
         });
-        for (address, path) in
-            std::iter::once((config.observe, Path::Top("observe".to_owned()))).chain(own)
-        {
+        let admin =
+            config.admin_listen.map(|address| (address, Path::Top("admin_listen".to_owned())));
+        let observe = (config.observe, Path::Top("observe".to_owned()));
+        for (address, path) in std::iter::once(observe).chain(admin).chain(own) {
             if let Some((_, other)) = taken.iter().find(|(other, _)| overlap(*other, address)) {
                 let text = format!("{address} is taken by `{}`", other.display());
                 self.mistake(&path, text);
             }
             taken.push((address, path));
+        }
+    }
+
+    /// The token is as safe as the way that it goes.
+    fn admin(&mut self) {
+        let config = &self.draft.config;
+        match config.admin_listen {
+            Some(address) if !address.ip().is_loopback() => {
+                let text = format!(
+                    "{address} can be reached from other machines, and the token travels unencrypted; put TLS in front of it, or listen on 127.0.0.1"
+                );
+                self.warning(&Path::Top("admin_listen".to_owned()), text);
+            }
+            None if !config.admin_hosts.is_empty() => {
+                let text = "is for `admin_listen`, and that is off";
+                self.mistake(&Path::Top("admin_hosts".to_owned()), text);
+            }
+            _ => {}
+        }
+    }
+
+    /// What goes after a time must not be what is never evicted before that time.
+    fn eviction(&mut self, upstreams: &[UpstreamConfig]) {
+        let young_for = self.draft.config.young_for;
+        let own = upstreams.iter().map(|upstream| {
+            let path = Path::Upstream(upstream.name.clone(), "max_unused".to_owned());
+            (path, upstream.max_unused)
+        });
+        let all = (Path::Top("max_unused".to_owned()), self.draft.config.max_unused);
+        for (path, max_unused) in std::iter::once(all).chain(own) {
+            if let Some(max_unused) = max_unused.filter(|max_unused| *max_unused < young_for) {
+                let text = format!(
+                    "{max_unused:?} is shorter than young_for, {young_for:?}, before which nothing is evicted"
+                );
+                self.mistake(&path, text);
+            }
         }
     }
 
@@ -422,6 +467,15 @@ impl Checks<'_> {
             }
         }
     }
+}
+
+/// How many revisions the rules for tags keep. Every rule is there, because the first that matches a tag counts.
+fn keep_rules(draft: &UpstreamDraft) -> Vec<KeepRule> {
+    let rules = draft.rules.values();
+    // A rule without a pattern is a mistake that is told elsewhere, and a pattern was compiled when it was read.
+    rules
+        .filter_map(|rule| KeepRule::new(rule.pattern.as_ref()?, rule.keep_revisions).ok())
+        .collect()
 }
 
 impl UpstreamConfig {

@@ -27,10 +27,11 @@ const NOT_NEEDED: &str = "nothing like it is needed here; leave it out";
 const NO_S3: &str =
     "content lives in a local directory, `data`; object stores are not supported yet";
 const VERIFY: &str = "certificates are always checked; trust a private authority with `ca_file`, or use an http:// `url`";
-const SPACE: &str = "the cache is bounded by the disk space that stays free, `min_free`";
+const SPACE: &str =
+    "the cache is bounded by the disk space that stays free, `min_free`, and by `max_size`";
 
 /// The words of distribution (registry:2), of its kin and of habit. Longer ones first where one ends with another.
-const FOREIGN: [Foreign; 71] = [
+const FOREIGN: [Foreign; 70] = [
     foreign("mirrors.*", CLIENT_SIDE),
     foreign("proxy.remoteurl", URL),
     foreign("proxy.username", USER),
@@ -100,7 +101,6 @@ const FOREIGN: [Foreign; 71] = [
     foreign("tls_verify", VERIFY),
     foreign("tlsverify", VERIFY),
     foreign("ca", "it is `ca_file`"),
-    foreign("max_size", SPACE),
     foreign("cache_size", SPACE),
     foreign("include", "it is `allow` in [upstream.\"...\"]"),
     foreign("exclude", "it is `deny` in [upstream.\"...\"]"),

@@ -3,14 +3,15 @@
 //! The file, the environment and the documentation are all checked against this table, so a key that is not here does not exist, and
 //! a key that is here works everywhere.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::content::MinFree;
-use crate::oci::{MANIFEST_SIZE_LIMIT_MIN, RANGES_PER_REQUEST_MAX};
+use crate::oci::{MANIFEST_SIZE_LIMIT_MIN, RANGES_PER_REQUEST_MAX, RegistryName};
 use crate::proxy::{Private, TagPolicyOverrides, WhenAbsent};
 use crate::registry::CatalogPolicy;
 use crate::server::Fallback;
-use crate::upkeep::SCRUB_PERIOD_MIN;
+use crate::upkeep::{MAX_SIZE_MIN, SCRUB_PERIOD_MIN};
 
 use super::draft::{Draft, RuleDraft, UpstreamDraft};
 use super::model::LogFormat;
@@ -164,6 +165,41 @@ fn endless(raw: &Raw) -> Parsed<Option<Duration>> {
     }
 }
 
+fn admin_listen(raw: &Raw) -> Parsed<Option<SocketAddr>> {
+    or_off(raw, Raw::address)
+}
+
+/// A name as the `Host` header has it, without a port.
+fn admin_host(raw: &Raw) -> Parsed<String> {
+    let text = raw.filled()?;
+    let name = text.parse::<RegistryName>().ok().filter(|name| !name.as_str().contains(':'));
+    let address = || {
+        text.parse::<IpAddr>().ok().map(|address| match address {
+            IpAddr::V4(address) => address.to_string(),
+            IpAddr::V6(address) => format!("[{address}]"),
+        })
+    };
+    name.map(|name| name.to_string()).or_else(address).ok_or_else(|| {
+        format!("{text:?} is no name of a machine; want one such as \"cache.example.com\", without a port")
+    })
+}
+
+/// A value, or the word for none.
+fn or_off<T>(raw: &Raw, value: impl Fn(&Raw) -> Parsed<T>) -> Parsed<Option<T>> {
+    match raw {
+        Raw::Text(text) | Raw::Loose(text) if text == OFF => Ok(None),
+        raw => value(raw).map(Some).map_err(|refusal| format!("{refusal}, or \"{OFF}\"")),
+    }
+}
+
+fn max_size(raw: &Raw) -> Parsed<Option<u64>> {
+    or_off(raw, |raw| raw.size_from(MAX_SIZE_MIN))
+}
+
+fn max_unused(raw: &Raw) -> Parsed<Option<Duration>> {
+    or_off(raw, Raw::timeout)
+}
+
 fn scrub_period(raw: &Raw) -> Parsed<Option<Duration>> {
     match raw {
         Raw::Text(text) | Raw::Loose(text) if text == OFF => Ok(None),
@@ -180,12 +216,18 @@ fn scrub_period(raw: &Raw) -> Parsed<Option<Duration>> {
 pub(super) const KEYS: &[Key] = &[
     top("listen", |d, v| v.address().map(|x| d.config.listen = x), "address and port where clients pull"),
     top("observe", |d, v| v.address().map(|x| d.config.observe = x), "address and port of /metrics, /livez and /readyz"),
+    top("admin_listen", |d, v| admin_listen(v).map(|x| d.config.admin_listen = x), "address and port of the admin API besides its socket, behind the token in admin-token; \"off\" is none"),
+    top("admin_hosts", |d, v| v.list(admin_host).map(|x| d.config.admin_hosts = x), "names under which admin_listen is asked, besides localhost and its own address"),
     top("clients", |d, v| v.list(Raw::network).map(|x| d.config.clients = x), "address ranges that may pull"),
     top("fallback", |d, v| v.word(&FALLBACKS).map(|x| d.config.fallback = x), "\"clients\" if clients of a mirror can go upstream themselves, else \"none\""),
     top("data", |d, v| v.path().map(|x| d.config.data = x), "directory of everything that is kept"),
     top("min_free", |d, v| min_free(v).map(|x| d.config.min_free = x), "disk space that stays free: a size, a share, or \"auto\" (10%, at most 20GiB)"),
     top("manifest_cache", |d, v| v.size().map(|x| d.config.manifest_cache_bytes = x), "memory for hot manifests"),
     top("scrub_period", |d, v| scrub_period(v).map(|x| d.config.scrub_period = x), "time within which everything that is stored is read again and checked, or \"off\""),
+    top("max_size", |d, v| max_size(v).map(|x| d.config.max_size = x), "bytes of all that is stored, at most, or \"off\""),
+    top("max_unused", |d, v| max_unused(v).map(|x| d.config.max_unused = x), "time after its last use at which content goes, or \"off\""),
+    top("young_for", |d, v| v.duration().map(|x| d.config.young_for = x), "time after its last use for which content is never evicted"),
+    top("delete_grace", |d, v| v.duration().map(|x| d.config.delete_grace = x), "time for which deleted content stays"),
     top("default_upstream", |d, v| v.registry_name().map(|x| d.config.default_upstream = x), "registry of names that say none"),
     top("parent", |d, v| v.parent_url().map(|x| d.parent = x), "address of another roadstead that is asked first; \"\" is none"),
     top("parent_ca_file", |d, v| v.path().map(|x| d.parent_ca_file = Some(x)), "certificates (PEM) to trust for the parent besides the system's"),
@@ -231,11 +273,15 @@ pub(super) const KEYS: &[Key] = &[
     upstream("allow_addresses", |u, v| v.list(Raw::network).map(|x| u.allow_addresses = x), "address ranges that are not public and that redirects and token services may lead to"),
     upstream("quota_reserve", |u, v| v.count(0).map(|x| u.quota_reserve = x), "requests left at which those that nobody needs are not made"),
     upstream("library", |u, v| v.boolean().map(|x| u.library = x), "names of one component mean library/<name>"),
+    upstream("max_size", |u, v| max_size(v).map(|x| u.max_size = x), "bytes of what came through it, at most, or \"off\""),
+    upstream("max_unused", |u, v| max_unused(v).map(|x| u.max_unused = x), "time after its last use at which what came through it goes, or \"off\"; the shorter of this and the key outside the tables counts"),
+    upstream("keep_revisions", |u, v| v.count(0).map(|x| u.keep_revisions = x), "newest revisions of each tag that are kept as if pinned"),
     upstream("private", |u, v| v.word(&PRIVATES).map(|x| u.private = x), "\"refuse\" or \"shared\": what only the credential can read"),
     upstream("allow", |u, v| v.list(Raw::glob).map(|x| u.allow = x), "globs of repositories that may be pulled; empty is all"),
     upstream("deny", |u, v| v.list(Raw::glob).map(|x| u.deny = x), "globs of repositories that may not be pulled; wins over allow"),
     upstream("credential_grace", |u, v| v.duration().map(|x| u.credential_grace = x), "time that private content is served while the credential is in trouble"),
     upstream("offline", |u, v| v.boolean().map(|x| u.offline = x), "never ask this upstream; serve what is here"),
+    upstream("allow_delete", |u, v| v.boolean().map(|x| u.allow_delete = x), "clients may delete tags and manifests from what is here"),
     tags("fresh_for", |t, v| v.duration().map(|x| t.fresh_for = Some(x)), "time that a tag is believed without asking"),
     tags("wait", |t, v| v.duration().map(|x| t.wait = Some(x)), "time that a client waits for the check of a tag"),
     tags("wait_recent", |t, v| v.duration().map(|x| t.wait_recent = Some(x)), "the same if the tag was confirmed within the hour"),
@@ -245,6 +291,7 @@ pub(super) const KEYS: &[Key] = &[
     tags("stale_while_revalidate", |t, v| v.duration().map(|x| t.stale_while_revalidate = Some(x)), "time past freshness in which the check goes on behind the answer; \"0s\" is off"),
     tags("when_absent", |t, v| v.word(&ABSENTS).map(|x| t.when_absent = Some(x)), "\"obey\" or \"keep\": a known tag that upstream has no longer"),
     tags("immutable", |t, v| v.boolean().map(|x| t.immutable = Some(x)), "a known tag is never asked for again"),
+    rule("keep_revisions", |r, v| v.count(0).map(|x| r.keep_revisions = Some(x)), "newest revisions of each tag that are kept as if pinned"),
     rule("pattern", |r, v| v.glob().map(|x| r.pattern = Some(x)), "glob of repository:tag, or of the tag alone"),
     upstream("limits.connect", |u, v| v.timeout().map(|x| u.limits.connect = x), "time for a connection, TLS included"),
     upstream("limits.headers", |u, v| v.timeout().map(|x| u.limits.headers = x), "time for a response's headers"),
@@ -300,6 +347,24 @@ mod tests {
         assert_eq!(parse("1h"), Ok(Some(SCRUB_PERIOD_MIN)));
         for bad in ["", "0s", "59m", "-1d", "never", "30"] {
             let refusal = parse(bad).unwrap_err();
+            assert!(refusal.contains("off"), "{bad:?}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn a_limit_is_a_size_or_a_time_or_off() {
+        let text = |text: &str| Raw::Text(text.to_owned());
+        assert_eq!(max_size(&text("off")), Ok(None));
+        assert_eq!(max_size(&text("20GiB")), Ok(Some(20 << 30)));
+        for bad in ["-5GB", "", "0", "1KiB", "much", "5", "1e9", "99999999999TiB"] {
+            let refusal = max_size(&text(bad)).unwrap_err();
+            assert!(refusal.contains("off"), "{bad:?}: {refusal}");
+        }
+        assert!(max_size(&Raw::Integer("5".to_owned())).unwrap_err().contains("unit"));
+        assert_eq!(max_unused(&text("off")), Ok(None));
+        assert_eq!(max_unused(&text("30d")), Ok(Some(Duration::from_secs(30 * 86_400))));
+        for bad in ["-1d", "", "0s", "never", "30"] {
+            let refusal = max_unused(&text(bad)).unwrap_err();
             assert!(refusal.contains("off"), "{bad:?}: {refusal}");
         }
     }

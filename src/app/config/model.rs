@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::content::MinFree;
+use crate::content::{KeepRule, MinFree};
 use crate::oci::RegistryName;
 use crate::proxy::UpstreamPolicy;
 use crate::registry::CatalogPolicy;
@@ -33,6 +33,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Health and metrics.
     pub observe: SocketAddr,
+    /// The admin API besides its socket; `None` is nowhere.
+    pub admin_listen: Option<SocketAddr>,
+    /// Names besides `localhost` and the listener's own address under which it is asked there, in lower case.
+    pub admin_hosts: Vec<String>,
     /// Who may talk to the data plane.
     pub clients: Vec<IpNet>,
     pub fallback: Fallback,
@@ -45,6 +49,14 @@ pub struct Config {
     pub manifest_cache_bytes: u64,
     /// Everything that is stored is read again within this time; `None` is never.
     pub scrub_period: Option<Duration>,
+    /// All that is stored has at most so many bytes.
+    pub max_size: Option<u64>,
+    /// What was not used for so long goes.
+    pub max_unused: Option<Duration>,
+    /// What was used less long ago is not evicted.
+    pub young_for: Duration,
+    /// What was deleted stays for so long.
+    pub delete_grace: Duration,
     /// The upstream of names that say no registry. One of `upstreams`.
     pub default_upstream: RegistryName,
     /// A roadstead that is asked before all others.
@@ -98,6 +110,14 @@ pub struct UpstreamConfig {
     pub quota_reserve: u64,
     /// Names of one component get `library/` in front.
     pub library: bool,
+    /// What came through it has at most so many bytes.
+    pub max_size: Option<u64>,
+    /// What came through it and was not used for so long goes.
+    pub max_unused: Option<Duration>,
+    /// The newest revisions of each tag that are kept; 0 is none.
+    pub keep_revisions: u32,
+    /// The same by the rules for tags, in their order.
+    pub keep_rules: Vec<KeepRule>,
     pub policy: UpstreamPolicy,
     pub limits: upstream::Limits,
 }
@@ -151,6 +171,8 @@ impl Config {
         let changes = [
             ("listen", self.listen != new.listen),
             ("observe", self.observe != new.observe),
+            ("admin_listen", self.admin_listen != new.admin_listen),
+            ("admin_hosts", self.admin_hosts != new.admin_hosts),
             ("clients", self.clients != new.clients),
             ("fallback", self.fallback != new.fallback),
             ("limits", self.limits != new.limits),

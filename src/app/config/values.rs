@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::clock;
 use crate::oci::RegistryName;
 use crate::upstream::Program;
 
@@ -30,9 +31,6 @@ pub(super) enum Raw {
 /// What a parser says: the value, or what is wrong with it.
 pub(super) type Parsed<T> = Result<T, String>;
 
-/// Units of time and their length in milliseconds.
-const DURATION_UNITS: [(&str, u64); 5] =
-    [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 /// Units of size and their length in bytes. The short binary forms are those of Kubernetes.
 const SIZE_UNITS: [(&str, u64); 13] = [
     ("B", 1),
@@ -49,8 +47,6 @@ const SIZE_UNITS: [(&str, u64); 13] = [
     ("GB", 1_000_000_000),
     ("TB", 1_000_000_000_000),
 ];
-/// The longest duration that a key takes: what is longer is a slip of the pen.
-const DURATION_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 impl Raw {
     fn kind(&self) -> &'static str {
@@ -139,7 +135,7 @@ impl Raw {
             Self::Integer(digits) => {
                 Err(format!("{digits} has no unit; write \"{digits}s\" for seconds"))
             }
-            other => duration(other.text()?),
+            other => clock::parse_duration(other.text()?).map_err(|refusal| refusal.to_string()),
         }
     }
 
@@ -335,30 +331,6 @@ fn web_address(text: &str, example: &str) -> Parsed<http::Uri> {
 fn number(text: &str) -> Option<(u64, &str)> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     text[..end].parse().ok().map(|number| (number, &text[end..]))
-}
-
-fn duration(text: &str) -> Parsed<Duration> {
-    let refuse =
-        || format!("{text:?} is no duration; want one such as \"60s\", \"5m\", \"24h\", \"1h30m\"");
-    let mut rest = text.trim();
-    let mut millis = 0_u64;
-    if rest == "0" {
-        return Ok(Duration::ZERO);
-    }
-    if rest.is_empty() {
-        return Err(refuse());
-    }
-    while !rest.is_empty() {
-        let (count, after) = number(rest).ok_or_else(refuse)?;
-        let end = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
-        let unit = DURATION_UNITS.iter().find(|(unit, _)| *unit == &after[..end]);
-        let (_, length) = unit.ok_or_else(refuse)?;
-        let part = count.checked_mul(*length).ok_or_else(refuse)?;
-        millis = millis.checked_add(part).ok_or_else(refuse)?;
-        rest = &after[end..];
-    }
-    let duration = Duration::from_millis(millis);
-    if duration > DURATION_MAX { Err(refuse()) } else { Ok(duration) }
 }
 
 fn size(text: &str) -> Parsed<u64> {

@@ -1,0 +1,414 @@
+//! Eviction: takes bytes that nothing keeps and nobody used for longest, until the limits are met again.
+//!
+//! What must hold:
+//! - It takes bytes, never rows: what is known stays, and the next pull fetches the content again.
+//! - Nothing that is young, in use or kept goes; `content` looks again, under the digest's lock, before it takes the bytes.
+//! - What is kept is postponed, so each object is looked at once per round; a round ends, because nothing comes into its window.
+//! - What is gone upstream goes in a second part of the round, if the first was not enough. An age is an age: it goes with the others.
+//! - Small steps with rests between them; a limit that cannot be met closes the store for what it limits, and is said once.
+
+use std::collections::BTreeSet;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream;
+use tokio::time::{Instant, sleep};
+
+use super::collect::Collector;
+use super::events::Fate;
+use super::limits::{self, Aim, Figures, Goal, MAX_SIZE, MIN_FREE, UPSTREAM_MAX_SIZE};
+use super::service::Upkeep;
+use super::settings::{
+    AFTER_FAILURE, COLLECT_EVERY, EVICT_EVERY, EVICT_PAUSE, FIRST_LOOK, STEP_OBJECTS,
+    STEP_PARALLEL, STEP_REST, STEP_WORK, Settings, UNNEEDED_AFTER,
+};
+use crate::clock::Timestamp;
+use crate::content::{Error, Evidence, HOLDERS_MAX, KeepVerdict, Left, verdict};
+use crate::metadata::Idle;
+use crate::oci::{Digest, RegistryName};
+
+/// What was decided on one object, and why.
+#[derive(Clone, Debug)]
+pub(super) struct Decision {
+    pub(super) fate: Fate,
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    pub(super) since: Timestamp,
+    pub(super) reason: String,
+}
+
+/// The way to one aim.
+pub(super) struct Round<'a> {
+    upkeep: &'a Upkeep,
+    settings: &'a Settings,
+    aim: Aim,
+    /// What was used since then is left alone.
+    before: Timestamp,
+    /// What is gone upstream is put here, behind everything else of the window.
+    last: Timestamp,
+    /// Everything else has been looked at.
+    second: bool,
+}
+
+/// A step of a round.
+pub(super) struct Step {
+    pub(super) decisions: Vec<Decision>,
+    /// Nothing more is to be done, or can be.
+    pub(super) over: bool,
+}
+
+/// What a step makes of its page.
+#[derive(Default)]
+struct Sorted {
+    victims: Vec<Idle>,
+    /// To the end of the queue.
+    kept: Vec<Digest>,
+    /// To the end of the round.
+    last: Vec<Digest>,
+    decisions: Vec<Decision>,
+}
+
+impl<'a> Round<'a> {
+    pub(super) fn new(upkeep: &'a Upkeep, settings: &'a Settings, aim: Aim) -> Self {
+        let young = limits::before(upkeep.clock().now(), settings.young_for);
+        let before = match aim.goal {
+            Goal::Unused { before } => before.min(young),
+            Goal::Free { .. } | Goal::Stored { .. } => young,
+        };
+        let last = limits::before(before, Duration::from_millis(1));
+        // An age asks for no order: what is gone upstream has had its time, too.
+        let second = matches!(aim.goal, Goal::Unused { .. });
+        Self { upkeep, settings, aim, before, last, second }
+    }
+
+    /// Takes a small part of what has to go.
+    pub(super) async fn step(&mut self) -> Result<Step, Error> {
+        let missing = figures(self.upkeep).await?.missing(&self.aim);
+        if missing == Some(0) {
+            return Ok(Step { decisions: Vec::new(), over: true });
+        }
+        let rows = self.upkeep.content().metadata();
+        let page = rows.idle(self.before, self.aim.from.as_ref(), STEP_OBJECTS).await?;
+        let Some(first) = page.first() else {
+            return Ok(Step { decisions: Vec::new(), over: true });
+        };
+        self.second |= first.since >= self.last;
+        let rules = rows.rules().epoch();
+        let mut sorted = self.sort(page, missing.unwrap_or(u64::MAX)).await?;
+        let failed = self.take(&mut sorted, rules).await;
+        if !sorted.kept.is_empty() {
+            // Out of the window also if the clock was set back since the round began, or the same would come again.
+            rows.postpone(sorted.kept, self.upkeep.clock().now().max(self.before)).await?;
+        }
+        if !sorted.last.is_empty() {
+            rows.postpone(sorted.last, self.last).await?;
+        }
+        match failed {
+            // The same would come again.
+            Some(error) => Err(error),
+            None => Ok(Step { decisions: sorted.decisions, over: false }),
+        }
+    }
+
+    /// Looks at objects until enough may go, or the time of a step is over.
+    async fn sort(&self, page: Vec<Idle>, mut missing: u64) -> Result<Sorted, Error> {
+        let (begun, mut sorted) = (Instant::now(), Sorted::default());
+        for object in page {
+            match self.verdict(&object.digest).await? {
+                KeepVerdict::Kept(hold) => {
+                    sorted.kept.push(object.digest);
+                    sorted.decisions.push(decided(&object, Fate::Kept, hold.to_string()));
+                }
+                KeepVerdict::Last if !self.second => sorted.last.push(object.digest),
+                KeepVerdict::Last | KeepVerdict::Free => {
+                    missing = missing.saturating_sub(object.size);
+                    sorted.victims.push(object);
+                }
+            }
+            if missing == 0 || begun.elapsed() >= STEP_WORK {
+                break;
+            }
+        }
+        Ok(sorted)
+    }
+
+    async fn verdict(&self, digest: &Digest) -> Result<KeepVerdict, Error> {
+        let rows = self.upkeep.content().metadata();
+        let rules = rows.rules();
+        let holders = rows.holders(digest, HOLDERS_MAX).await?;
+        Ok(verdict(&holders, &rules, &self.settings.keep, self.upkeep.clock().now()))
+    }
+
+    /// Takes the bytes; answers the first failure, after all of them were tried.
+    async fn take(&self, sorted: &mut Sorted, rules: u64) -> Option<Error> {
+        let content = self.upkeep.content();
+        let limit = self.aim.goal.limit(self.aim.from.as_ref());
+        let leaving = std::mem::take(&mut sorted.victims).into_iter().map(|object| async move {
+            let evidence = Evidence { since: object.since, rules };
+            let left = content.evict(&object.digest, evidence).await;
+            (object, left)
+        });
+        let mut leaving = pin!(stream::iter(leaving).buffer_unordered(STEP_PARALLEL));
+        let mut failed = None;
+        while let Some((object, left)) = leaving.next().await {
+            match left {
+                Ok(Left::Gone(bytes)) => {
+                    self.upkeep.metrics().evicted(limit, bytes);
+                    sorted.decisions.push(decided(&object, Fate::Evicted, limit.to_owned()));
+                }
+                Ok(Left::Stays) => {
+                    sorted.kept.push(object.digest);
+                    let reason = "it is in use, or was used just now".to_owned();
+                    sorted.decisions.push(decided(&object, Fate::Kept, reason));
+                }
+                Ok(Left::NotHere) => {}
+                Err(error) => {
+                    self.upkeep.metrics().stuck();
+                    tracing::warn!(digest = %object.digest, %error, "stored content could not be evicted");
+                    failed = failed.or(Some(error));
+                }
+            }
+        }
+        failed
+    }
+
+    /// What the first steps would do, without doing it: at most `limit` objects are looked at.
+    pub(super) async fn rehearse(&self, limit: u32) -> Result<Vec<Decision>, Error> {
+        let mut missing = figures(self.upkeep).await?.missing(&self.aim).unwrap_or(u64::MAX);
+        let rows = self.upkeep.content().metadata();
+        let page = rows.idle(self.before, self.aim.from.as_ref(), limit).await?;
+        let (mut decisions, mut last) = (Vec::new(), Vec::new());
+        let word = self.aim.goal.limit(self.aim.from.as_ref());
+        for object in page {
+            if missing == 0 {
+                break;
+            }
+            match self.verdict(&object.digest).await? {
+                KeepVerdict::Kept(hold) => {
+                    decisions.push(decided(&object, Fate::Kept, hold.to_string()));
+                }
+                KeepVerdict::Last if !self.second => last.push(object),
+                KeepVerdict::Last | KeepVerdict::Free => {
+                    missing = missing.saturating_sub(object.size);
+                    decisions.push(decided(&object, Fate::Evicted, word.to_owned()));
+                }
+            }
+        }
+        for object in last {
+            let (fate, reason) = if missing == 0 {
+                (Fate::Kept, "it is gone upstream, and others are enough".to_owned())
+            } else {
+                (Fate::Evicted, format!("{word}, although it is gone upstream"))
+            };
+            missing = missing.saturating_sub(object.size);
+            decisions.push(decided(&object, fate, reason));
+        }
+        Ok(decisions)
+    }
+}
+
+fn decided(object: &Idle, fate: Fate, reason: String) -> Decision {
+    let Idle { digest, size, since } = *object;
+    Decision { fate, digest, size, since, reason }
+}
+
+/// What is stored and free now.
+pub(super) async fn figures(upkeep: &Upkeep) -> Result<Figures, Error> {
+    let content = upkeep.content();
+    let by_upstream = content.metadata().usage_by_upstream().await?;
+    let stored = by_upstream.iter().map(|(_, usage)| usage.bytes).sum();
+    Ok(Figures { room: content.room(), stored, by_upstream })
+}
+
+/// The task that looks at the limits, whenever room is short and now and then.
+pub(super) struct Evictor {
+    upkeep: Upkeep,
+    /// What is wanted beyond `min_free`.
+    extra: u64,
+    /// Limits that could not be met: the whole store, and single upstreams.
+    closed_all: bool,
+    closed: BTreeSet<RegistryName>,
+    /// `min_free` cannot be met.
+    short: bool,
+    collected: Option<Timestamp>,
+    /// The look for rows that nothing needs goes on after this one.
+    stray: i64,
+}
+
+impl Evictor {
+    pub(super) fn new(upkeep: Upkeep) -> Self {
+        Self {
+            upkeep,
+            extra: 0,
+            closed_all: false,
+            closed: BTreeSet::new(),
+            short: false,
+            collected: None,
+            stray: 0,
+        }
+    }
+
+    /// Works until the program stops.
+    pub(super) async fn run(mut self) {
+        let stop = self.upkeep.shutdown().clone();
+        self.mark(&Figures::default());
+        let mut pause = FIRST_LOOK;
+        loop {
+            let refused = tokio::select! {
+                () = stop.cancelled() => return,
+                refused = self.upkeep.content().pressed() => refused,
+                () = self.upkeep.eviction_woken() => false,
+                () = sleep(pause) => false,
+            };
+            pause = tokio::select! {
+                () = stop.cancelled() => return,
+                pause = self.look(refused) => pause,
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(EVICT_PAUSE) => {}
+            }
+        }
+    }
+
+    /// Does what is due; answers after which time something more may be.
+    async fn look(&mut self, refused: bool) -> Duration {
+        let evicted = self.evict(refused).await;
+        let collected = self.collect().await;
+        let forgotten = self.forget_strays().await;
+        match evicted.and(collected).and(forgotten) {
+            Ok(()) => EVICT_EVERY,
+            Err(error) => {
+                tracing::warn!(%error, "eviction or collection failed; it goes on later");
+                AFTER_FAILURE
+            }
+        }
+    }
+
+    async fn evict(&mut self, refused: bool) -> Result<(), Error> {
+        let settings = self.upkeep.settings();
+        let found = figures(&self.upkeep).await?;
+        self.mark(&found);
+        self.extra = limits::extra(self.extra, found.room, refused);
+        let aims = found.aims(
+            &settings,
+            (self.closed_all, &self.closed),
+            self.extra,
+            self.upkeep.clock().now(),
+        );
+        let (mut objects, mut bytes) = (0_u64, 0_u64);
+        // Offline nothing goes, so there is nothing to look at.
+        for aim in aims.into_iter().filter(|_| !settings.keep.offline) {
+            let mut round = Round::new(&self.upkeep, &settings, aim);
+            loop {
+                let step = round.step().await?;
+                let gone = step.decisions.iter().filter(|one| one.fate == Fate::Evicted);
+                for one in gone {
+                    objects += 1;
+                    bytes += one.size;
+                }
+                if step.over {
+                    break;
+                }
+                sleep(STEP_REST).await;
+            }
+        }
+        if objects > 0 {
+            tracing::info!(objects, bytes, "content that was not used for longest was evicted");
+        }
+        self.judge(&settings).await
+    }
+
+    /// Closes the store for what exceeds its limit although everything that may go has gone, and opens it again.
+    async fn judge(&mut self, settings: &Settings) -> Result<(), Error> {
+        let found = figures(&self.upkeep).await?;
+        let full_all =
+            settings.max_size.is_some_and(|limit| found.is_full(None, limit, self.closed_all));
+        let is_full = |name: &&RegistryName| {
+            let limit = settings.limits(name).and_then(|limits| limits.max_size);
+            limit.is_some_and(|limit| found.is_full(Some(name), limit, self.closed.contains(*name)))
+        };
+        let names = found.by_upstream.iter().filter_map(|(name, _)| name.as_ref());
+        let full: BTreeSet<RegistryName> = names.filter(is_full).cloned().collect();
+        let short = found.room.free < found.room.min_free;
+        say(MAX_SIZE, "", self.closed_all, full_all);
+        say(MIN_FREE, "", self.short, short);
+        for name in full.union(&self.closed) {
+            say(UPSTREAM_MAX_SIZE, name.as_str(), self.closed.contains(name), full.contains(name));
+        }
+        let metrics = self.upkeep.metrics();
+        metrics.unmet(MAX_SIZE, usize::from(full_all));
+        metrics.unmet(MIN_FREE, usize::from(short));
+        metrics.unmet(UPSTREAM_MAX_SIZE, full.len());
+        self.upkeep.content().set_closed(full_all, full.iter().cloned().collect());
+        (self.closed_all, self.closed, self.short) = (full_all, full, short);
+        Ok(())
+    }
+
+    /// Tells `content` from where on a commit is to wake this task.
+    fn mark(&self, found: &Figures) {
+        let settings = self.upkeep.settings();
+        let known = found.by_upstream.iter().filter_map(|(name, _)| name.clone());
+        let named = settings.upstreams.iter().map(|limits| limits.name.clone());
+        let names: BTreeSet<RegistryName> = known.chain(named).collect();
+        let mark = |name: RegistryName| {
+            let limit = settings.limits(&name)?.max_size?;
+            Some((name, limit))
+        };
+        let by_upstream = names.into_iter().filter_map(mark).collect();
+        self.upkeep.content().set_marks(settings.max_size, by_upstream);
+    }
+
+    /// Collects what was deleted, if it is time.
+    async fn collect(&mut self) -> Result<(), Error> {
+        let now = self.upkeep.clock().now();
+        // A clock that was set back must not put it off for ever.
+        let due = |last: Timestamp| now.since(last) >= COLLECT_EVERY || last > now;
+        if !self.collected.is_none_or(due) {
+            return Ok(());
+        }
+        self.collected = Some(now);
+        let settings = self.upkeep.settings();
+        let mut collector = Collector::new(&self.upkeep, &settings, false);
+        let (mut objects, mut bytes) = (0_u64, 0_u64);
+        while let Some(decisions) = collector.step().await? {
+            for one in decisions.iter().filter(|one| one.fate == Fate::Collected) {
+                objects += 1;
+                bytes += one.size;
+            }
+            sleep(STEP_REST).await;
+        }
+        if objects > 0 {
+            tracing::info!(objects, bytes, "content that nothing needs any more was collected");
+        }
+        Ok(())
+    }
+
+    /// Forgets rows of content that is not here and that nothing needs, a slice of all rows at a time.
+    async fn forget_strays(&mut self) -> Result<(), Error> {
+        let rows = self.upkeep.content().metadata();
+        let before = limits::before(self.upkeep.clock().now(), UNNEEDED_AFTER);
+        let (strays, next) = rows.strays(self.stray, before).await?;
+        for stray in strays {
+            if rows.forget(&stray).await? {
+                self.upkeep.metrics().collected(0);
+            }
+        }
+        self.stray = next.unwrap_or(0);
+        Ok(())
+    }
+}
+
+/// Says once that a limit cannot be met, and once that it can again.
+fn say(limit: &'static str, upstream: &str, was: bool, is: bool) {
+    if is && !was {
+        tracing::warn!(
+            limit,
+            upstream,
+            "a limit cannot be met, because everything that is left is young, in use or kept; what is pulled passes through without being stored"
+        );
+    } else if was && !is {
+        tracing::info!(limit, upstream, "a limit is met again; what is pulled is stored");
+    }
+}
