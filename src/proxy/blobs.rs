@@ -64,7 +64,7 @@ impl Shared {
         if let Some(span) = span {
             return Ok(self.here(repository, digest, span));
         }
-        if repository.policy().offline {
+        if repository.is_offline() {
             return Err(Error::Offline);
         }
         let (Told::Now(expected) | Told::Before(expected)) = told;
@@ -87,7 +87,7 @@ impl Shared {
         if let Some(size) = self.size_in_flight(repository, digest) {
             return Ok((size, Found::Joined));
         }
-        if repository.policy().offline {
+        if repository.is_offline() {
             return Err(Error::Offline);
         }
         let size = match told {
@@ -156,7 +156,7 @@ impl Shared {
                         return Ok(self.here(repository, &digest, span));
                     }
                     // Asked only here: a running download has its room already, and everybody may have a part in it.
-                    if !self.content().admits(expected) {
+                    if !self.content().admits(expected, Some(&repository.key().upstream)) {
                         return past_the_store(repository, wanted).await;
                     }
                     self.board(repository, wanted)

@@ -12,6 +12,8 @@ pub enum Error {
     Denied(String),
     /// Upstream may not be asked, and it is not here.
     Offline,
+    /// Of a moment of the past: it was not so then, or its bytes are not here any more. The text is for the client.
+    NotThen(String),
     Limited {
         retry_after: Option<Duration>,
     },
@@ -34,6 +36,7 @@ impl Error {
             Self::Absent => "absent",
             Self::Denied(_) => "denied",
             Self::Offline => "offline",
+            Self::NotThen(_) => "not_then",
             Self::Limited { .. } => "limited",
             Self::Unreachable { reason, .. } => reason,
             Self::TimedOut => "timeout",

@@ -145,7 +145,7 @@ impl Fetcher<'_> {
             match (step, at) {
                 (Step::Keep(count), Some(at)) => {
                     // Nothing was reserved for a body of unknown size, and it may have no end.
-                    if unbounded && !self.content.admits(Some(0)) {
+                    if unbounded && !self.content.admits(Some(0), None) {
                         return Some(End::NoRoom);
                     }
                     let message = Message::Chunk(at, cut(&mut chunk, count));

@@ -45,6 +45,8 @@ pub struct Ready {
     facts: HotManifest,
     /// For a tag: its policy, and was it confirmed by another host than those of the present upstream?
     tag: Option<(TagPolicy, bool)>,
+    /// The operator's rules under which it was no frozen tag.
+    rules_epoch: u64,
     /// Since the last look of the one who makes room.
     used: AtomicBool,
     prepared: OnceLock<Box<dyn Any + Send + Sync>>,
@@ -217,7 +219,10 @@ impl Shared {
     ) -> Option<HotAnswer> {
         let ready = self.hot.get(&[source.upstream().name().as_str(), name, reference])?;
         let same_rules = std::ptr::eq(ready.source.as_ptr(), Arc::as_ptr(source));
-        if !same_rules || !self.content().metadata().is_current(&ready.facts.stamp) {
+        // A freeze counts from its answer on. What ends one by itself adds nothing: frozen tags are not in here.
+        let thawed =
+            ready.tag.is_none() || ready.rules_epoch == self.content().metadata().rules_epoch();
+        if !same_rules || !thawed || !self.content().metadata().is_current(&ready.facts.stamp) {
             return None;
         }
         let now = self.now();
@@ -252,8 +257,16 @@ impl Shared {
         reference: &Reference,
         manifest: &Manifest,
     ) {
+        // What a tag was is not what it is.
+        if repository.moment().is_some() {
+            return;
+        }
         let source = repository.source();
         let (key, tag) = (repository.key(), reference.tag());
+        let rules = self.content().metadata().rules();
+        if tag.is_some_and(|tag| rules.frozen(key, tag, self.now()).is_some()) {
+            return;
+        }
         let Some(facts) = self.content().metadata().hot_manifest(key, tag, &manifest.digest) else {
             return;
         };
@@ -273,6 +286,7 @@ impl Shared {
             source: Arc::downgrade(source),
             facts,
             tag,
+            rules_epoch: rules.epoch(),
             used: AtomicBool::new(false),
             prepared: OnceLock::new(),
         });

@@ -49,6 +49,7 @@ fn ready(facts: &HotManifest, name: &str, reference: &str, bytes: usize) -> Read
         source: Weak::new(),
         facts: facts.clone(),
         tag: None,
+        rules_epoch: 0,
         used: AtomicBool::new(false),
         prepared: OnceLock::new(),
     }

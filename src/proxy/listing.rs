@@ -48,6 +48,10 @@ impl Shared {
         repository: &Proxied,
         wanted: TagsWanted<'_>,
     ) -> Result<(Arc<Vec<String>>, Listed), Error> {
+        if repository.moment().is_some() {
+            let (tags, _known) = self.known_tags(repository, wanted, "as_of").await?;
+            return Ok((tags, Listed::Remembered));
+        }
         let fresh_for = repository.policy().tags.fresh_for;
         if let Some((when, tags)) = self.tag_lists.get(repository.key()) {
             if self.within(when, fresh_for) {
@@ -57,7 +61,7 @@ impl Shared {
                 return Ok((tags, Listed::Known("limited")));
             }
         }
-        if repository.policy().offline {
+        if repository.is_offline() {
             return self.known_tags(repository, wanted, "offline").await;
         }
         let work = {
@@ -113,7 +117,11 @@ impl Shared {
         wanted: TagsWanted<'_>,
     ) -> Result<Vec<Tag>, Error> {
         let limit = u32::try_from(wanted.limit.min(TAGS_MAX)).unwrap_or(u32::MAX);
-        let tags = self.content().metadata().tags(repository.key(), wanted.after, limit).await;
+        let (metadata, key) = (self.content().metadata(), repository.key());
+        let tags = match repository.moment() {
+            Some(then) => metadata.tags_at(key, wanted.after, limit, then).await,
+            None => metadata.tags(key, wanted.after, limit).await,
+        };
         tags.map_err(|error| {
             tracing::warn!(?error, "the tags cannot be read");
             Error::Store("the tags cannot be read".to_owned())
@@ -132,7 +140,7 @@ impl Shared {
         }
         // An old "nothing" may have become untrue; only what lists something outlives an outage.
         let last_good = last_good.map(|(body, _)| body).filter(|body| lists_something(body));
-        if repository.policy().offline {
+        if repository.is_offline() {
             return last_good.map(|body| (body, Listed::Known("offline"))).ok_or(Error::Offline);
         }
         if let Some(body) = last_good.clone().filter(|_| repository.upstream().is_sparing()) {

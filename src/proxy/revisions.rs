@@ -68,12 +68,17 @@ impl Shared {
         digest: &Digest,
     ) -> Result<(Manifest, Revision), Error> {
         if let Some(stored) = self.stored(repository, digest).await {
-            if self.holds(repository, &stored.proof) || repository.policy().offline {
+            if self.holds(repository, &stored.proof)
+                || self.shows_unasked(repository, &stored.proof)
+            {
                 return Ok((stored.into(), Revision::Stored));
+            }
+            if repository.is_offline() {
+                return Err(Error::Offline);
             }
             return self.renew(repository, stored).await;
         }
-        if repository.policy().offline {
+        if repository.is_offline() {
             return Err(Error::Offline);
         }
         Ok(self.fetch_revision(repository, digest).await?)

@@ -12,6 +12,7 @@ use super::revisions::{Manifest, Revision};
 use super::shared::{Parts, Shared};
 use super::source::{Proxied, Source};
 use super::tags::Tagged;
+use crate::clock::Timestamp;
 use crate::oci::{Digest, RangeSpec, Reference, Tag};
 
 /// Pull-through of repositories of configured upstreams. Cheap to clone.
@@ -23,12 +24,29 @@ impl Proxy {
         Self(Arc::new(Shared::new(parts)))
     }
 
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.0
+    }
+
+    /// The moment by the proxy's clock.
+    pub fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+
+    /// May the repository be served at all?
+    ///
+    /// # Errors
+    /// Why not, as a pull would be told.
+    pub async fn gate(&self, repository: &Proxied) -> Result<(), Error> {
+        self.0.gate(repository, None).await
+    }
+
     /// What a tag points at, as fresh as the policy wants.
     pub async fn tag(&self, repository: &Proxied, tag: &Tag) -> Result<(Manifest, Tagged), Error> {
         self.0.gate(repository, Some(&Reference::Tag(tag.clone()))).await?;
         let answer = self.0.tag(repository, tag).await?;
         self.0.content().metadata().touch(&answer.0.digest, self.0.now());
-        if !matches!(answer.1, Tagged::Stale { .. }) {
+        if !matches!(answer.1, Tagged::Stale { .. } | Tagged::Frozen { .. }) {
             self.0.remember(repository, &Reference::Tag(tag.clone()), &answer.0);
         }
         Ok(answer)
@@ -102,7 +120,10 @@ impl Proxy {
         digest: &Digest,
     ) -> Result<(u64, Found), Error> {
         self.0.gate(repository, None).await?;
-        self.0.blob_size(repository, digest).await
+        let answer = self.0.blob_size(repository, digest).await?;
+        // Whoever asks for the size has the content, or is about to fetch it: it is in use like content that is read.
+        self.0.content().metadata().touch(digest, self.0.now());
+        Ok(answer)
     }
 
     /// Tags in lexical order: all of them, or at least those that `wanted` asks for.

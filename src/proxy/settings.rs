@@ -38,6 +38,8 @@ pub struct UpstreamPolicy {
     pub credential_grace: Duration,
     /// Never ask this upstream; serve what is here.
     pub offline: bool,
+    /// Clients may delete tags and manifests here.
+    pub allow_delete: bool,
 }
 
 /// How long a tag may be believed.
@@ -125,6 +127,7 @@ impl Default for UpstreamPolicy {
             deny: Vec::new(),
             credential_grace: CREDENTIAL_GRACE,
             offline: false,
+            allow_delete: false,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use globset::{Glob, GlobMatcher, GlobSet, GlobSetBuilder};
 
 use super::settings::{Private, TagPolicy, UpstreamPolicy};
+use crate::clock::Timestamp;
 use crate::metadata::RepositoryKey;
 use crate::oci::{RepositoryName, Tag};
 use crate::upstream::Upstream;
@@ -26,6 +27,8 @@ pub struct Proxied {
     source: Arc<Source>,
     /// The upstream, asked for the request that named the repository.
     upstream: Upstream,
+    /// The moment of the past that is asked for.
+    as_of: Option<Timestamp>,
 }
 
 impl Source {
@@ -66,6 +69,13 @@ impl Source {
         rule.map_or(&self.policy.tags, |(_, _, policy)| policy)
     }
 
+    /// The pattern of the rule that decides on a tag, if one does.
+    pub(super) fn tag_rule(&self, name: &RepositoryName, tag: &Tag) -> Option<&str> {
+        let of = self.tag_policy(name, tag);
+        let rule = self.tag_rules.iter().find(|(_, _, policy)| std::ptr::eq(policy, of));
+        rule.map(|(glob, _, _)| glob.glob().glob())
+    }
+
     /// Do the operator's `allow` and `deny` globs admit this repository?
     pub(super) fn admits(&self, name: &RepositoryName) -> bool {
         self.allow.as_ref().is_none_or(|allow| allow.is_match(name.as_str()))
@@ -89,7 +99,8 @@ fn glob_set(patterns: &[String]) -> Result<GlobSet, globset::Error> {
 impl Proxied {
     pub fn new(source: Arc<Source>, name: RepositoryName) -> Self {
         let upstream = Upstream::clone(&source.upstream);
-        Self { key: RepositoryKey { upstream: upstream.name().clone(), name }, source, upstream }
+        let key = RepositoryKey { upstream: upstream.name().clone(), name };
+        Self { key, source, upstream, as_of: None }
     }
 
     /// The same for a request that came through other roadsteads, which `via` names as the header of that name does.
@@ -99,6 +110,22 @@ impl Proxied {
             Some(via) => Self { upstream: self.upstream.asked_via(Some(via.into())), ..self },
             None => self,
         }
+    }
+
+    /// The same as it was at a moment of the past, from the store alone.
+    #[must_use]
+    pub fn as_of(self, as_of: Option<Timestamp>) -> Self {
+        Self { as_of, ..self }
+    }
+
+    /// The moment of the past that is asked for.
+    pub fn moment(&self) -> Option<Timestamp> {
+        self.as_of
+    }
+
+    /// Is its content served from the store alone? What was is no matter for upstream; who may have it still is.
+    pub(super) fn is_offline(&self) -> bool {
+        self.as_of.is_some() || self.source.policy.offline
     }
 
     pub fn key(&self) -> &RepositoryKey {
@@ -112,6 +139,12 @@ impl Proxied {
 
     pub fn upstream(&self) -> &Upstream {
         &self.upstream
+    }
+
+    /// May clients delete what came through the upstream?
+    pub fn allows_delete(&self) -> bool {
+        // The past is only read.
+        self.policy().allow_delete && self.as_of.is_none()
     }
 
     pub(super) fn source(&self) -> &Arc<Source> {

@@ -13,6 +13,7 @@ use super::revisions::{Fetched, Manifest, Offer, Revision};
 use super::settings::{TagPolicy, WhenAbsent};
 use super::shared::Shared;
 use super::source::Proxied;
+use crate::clock::Timestamp;
 use crate::metadata::{TagMove, TagRecord};
 use crate::oci::{Digest, Reference, Tag};
 use crate::upstream::{self, Endpoint, ManifestHead};
@@ -39,15 +40,17 @@ pub enum Tagged {
     Joined { fresh_for: Duration },
     /// Not confirmed; the word says why, the duration how long past its freshness.
     Stale { reason: &'static str, stale_for: Duration, missing_children: u64 },
+    /// The operator holds it where it was, whatever upstream says; `how` that revision was found.
+    Frozen { how: Revision },
 }
 
 /// A tag that is being resolved.
-struct Asked<'a> {
-    repository: &'a Proxied,
-    tag: &'a Tag,
-    policy: &'a TagPolicy,
+pub(super) struct Asked<'a> {
+    pub(super) repository: &'a Proxied,
+    pub(super) tag: &'a Tag,
+    pub(super) policy: &'a TagPolicy,
     /// The record, if it points at something.
-    known: Option<(Digest, Known)>,
+    pub(super) known: Option<(Digest, Known)>,
 }
 
 /// What copies said of a known tag that was not the last word.
@@ -80,6 +83,9 @@ impl Shared {
         repository: &Proxied,
         tag: &Tag,
     ) -> Result<(Manifest, Tagged), Error> {
+        if let Some(then) = repository.moment() {
+            return self.tag_then(repository, tag, then).await;
+        }
         let policy = repository.source().tag_policy(repository.name(), tag);
         let key = (repository.key().clone(), tag.clone());
         let record =
@@ -88,18 +94,22 @@ impl Shared {
                 None
             });
         let failed = self.failed.get(&key);
+        let denied = record.as_ref().is_some_and(TagRecord::is_denied);
         let known = record.and_then(|record| {
             let failed = failed.filter(|failed| *failed >= record.confirmed);
             let elsewhere = !repository.upstream().has_endpoint_at(&record.source);
             Some((record.digest?, Known { confirmed: record.confirmed, failed, elsewhere }))
         });
         let now = self.now();
-        let offline = repository.policy().offline;
+        let offline = repository.is_offline();
         let remembered = self.absent.get(&key).filter(|when| self.within(*when, policy.absent_for));
+        let asked = Asked { repository, tag, policy, known };
+        if let Some(digest) = self.frozen_revision(repository, tag).await? {
+            return self.frozen(&asked, &digest, (denied, remembered.is_some())).await;
+        }
         if known.is_none() && remembered.is_some() && !offline {
             return Err(Error::Absent);
         }
-        let asked = Asked { repository, tag, policy, known };
         let view = known.map(|(_, known)| known);
         match decide(now, view, policy, offline, Attempt::NotTried) {
             Verdict::Fresh { left } => self.fresh(&asked, left).await,
@@ -113,6 +123,34 @@ impl Shared {
             Verdict::Stale { stale_for } => self.stale(&asked, "failed_lately", stale_for).await,
             Verdict::Refuse(refusal) => Err(refused(refusal, None)),
         }
+    }
+
+    /// What `tag` pointed at then, by what is recorded and stored here.
+    async fn tag_then(
+        self: &Arc<Self>,
+        repository: &Proxied,
+        tag: &Tag,
+        then: Timestamp,
+    ) -> Result<(Manifest, Tagged), Error> {
+        let (metadata, key) = (self.content().metadata(), repository.key());
+        let unreadable = |error| {
+            tracing::warn!(?error, "the timeline cannot be read");
+            Error::Store("the timeline cannot be read".to_owned())
+        };
+        let entry = metadata.tag_at(key, tag, then).await.map_err(unreadable)?;
+        let known = entry.is_some();
+        if let Some(digest) = entry.and_then(|entry| entry.digest) {
+            let (manifest, _how) = self.revision(repository, &digest).await?;
+            return Ok((manifest, Tagged::Fresh { left: None }));
+        }
+        let first = metadata.first_seen(key, tag).await.map_err(unreadable)?;
+        Err(Error::NotThen(match first {
+            Some(first) if !known && first > then => {
+                format!("{tag} was first seen here at {first}, after {then}")
+            }
+            Some(_earlier) => format!("{tag} was not there at {then}"),
+            None => format!("{tag} was never seen here"),
+        }))
     }
 
     async fn fresh(
@@ -132,7 +170,7 @@ impl Shared {
                 Ok((manifest, Tagged::Fetched { fresh_for, stored: true }))
             }
             // The bytes are gone here and upstream no longer has the digest: then the tag itself decides.
-            Err(Error::Absent) if !asked.repository.policy().offline => self.ask(asked, None).await,
+            Err(Error::Absent) if !asked.repository.is_offline() => self.ask(asked, None).await,
             Err(error) => Err(error),
         }
     }
@@ -200,7 +238,7 @@ impl Shared {
     ) -> Result<(Manifest, Tagged), Error> {
         let attempt = self.attempt(asked.repository, error);
         let view = asked.known.map(|(_, known)| known);
-        match decide(self.now(), view, asked.policy, asked.repository.policy().offline, attempt) {
+        match decide(self.now(), view, asked.policy, asked.repository.is_offline(), attempt) {
             Verdict::Stale { stale_for } => self.stale(asked, error.reason(), stale_for).await,
             Verdict::Refuse(refusal) => Err(refused(refusal, Some(error))),
             // After an attempt the policy knows only these two; anything else would ask again for ever.
@@ -243,7 +281,7 @@ impl Shared {
         }
     }
 
-    fn start_check(
+    pub(super) fn start_check(
         self: &Arc<Self>,
         asked: &Asked<'_>,
     ) -> (tokio::sync::watch::Receiver<Option<Result<Checked, upstream::Error>>>, bool) {
@@ -259,7 +297,7 @@ impl Shared {
     }
 
     /// One check of a tag with upstream, and everything that is recorded of it.
-    async fn check(
+    pub(super) async fn check(
         self: Arc<Self>,
         repository: &Proxied,
         tag: &Tag,
@@ -282,10 +320,14 @@ impl Shared {
                 if repository.source().tag_policy(repository.name(), tag).when_absent
                     == WhenAbsent::Obey
                 {
-                    self.record_end(repository, tag, record).await;
+                    let source = repository.upstream().host().to_owned();
+                    self.record_end(repository, tag, record, &source).await;
                 }
             }
-            Err(upstream::Error::Denied) => self.record_end(repository, tag, record).await,
+            Err(upstream::Error::Denied) => {
+                let source = TagRecord::denied_by(repository.upstream().host());
+                self.record_end(repository, tag, record, &source).await;
+            }
             Err(error) => {
                 tracing::warn!(
                     upstream = %repository.key().upstream, repository = %repository.name(), %tag,
@@ -329,17 +371,32 @@ impl Shared {
         }
     }
 
-    /// From here on the tag is absent: the timeline says so, and no outage brings it back.
-    async fn record_end(&self, repository: &Proxied, tag: &Tag, record: Option<TagRecord>) {
-        if record.is_none_or(|record| record.digest.is_none()) {
+    /// From here on the tag is absent, or denied, as `source` tells: the timeline says so, and no outage brings it back.
+    async fn record_end(
+        &self,
+        repository: &Proxied,
+        tag: &Tag,
+        record: Option<TagRecord>,
+        source: &str,
+    ) {
+        let Some(record) =
+            record.filter(|record| record.digest.is_some() || record.source != source)
+        else {
+            return;
+        };
+        let metadata = self.content().metadata();
+        if record.digest.is_none() {
+            // It has ended before, in another way.
+            let noted = metadata.move_tag(repository.key(), tag, None, source, self.now()).await;
+            if let Err(error) = noted {
+                tracing::warn!(?error, %tag, "how a tag ended could not be recorded");
+            }
             return;
         }
         tracing::info!(
             upstream = %repository.key().upstream, repository = %repository.name(), %tag,
             "tag is gone upstream; its content stays addressable by digest"
         );
-        let metadata = self.content().metadata();
-        let source = repository.upstream().host();
         if let Err(error) = metadata.move_tag(repository.key(), tag, None, source, self.now()).await
         {
             tracing::warn!(?error, %tag, "the end of a tag could not be recorded");
@@ -520,7 +577,7 @@ impl Shared {
     }
 }
 
-fn refused(refusal: Refusal, error: Option<&upstream::Error>) -> Error {
+pub(super) fn refused(refusal: Refusal, error: Option<&upstream::Error>) -> Error {
     match (refusal, error) {
         (Refusal::Absent, _) => Error::Absent,
         (Refusal::Offline, _) => Error::Offline,

@@ -27,8 +27,14 @@ pub enum Error {
     RepositoryAbsent,
     ManifestAbsent,
     BlobAbsent,
+    /// Nothing of that name is known here; upstream was not asked.
+    NotStored,
     /// Not here, and upstream may not be asked.
     OfflineMiss,
+    /// It was not so at the moment that was asked for, or is not here any more; the message says which.
+    NotThen {
+        message: String,
+    },
     /// Upstream denies, or the operator's rules do; the message says which.
     Denied {
         message: String,

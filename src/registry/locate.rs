@@ -2,14 +2,16 @@
 //!
 //! What must hold: the client chooses among configured upstreams and nothing else (design promise 13). `ns` and path prefixes are
 //! look-up keys; a name that looks like a registry and is not configured is unknown, never sent to Docker Hub as a repository name.
-//! The order is fixed: `ns`, mount, path prefix, `Host`, listener, default.
+//! The order is fixed: a moment of the past, then `ns`, mount, path prefix, `Host`, listener, default.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::as_of;
 use super::error::Error;
+use crate::clock::Timestamp;
 use crate::oci::{RegistryName, RepositoryName, looks_like_host};
 use crate::proxy::{Proxied, Source};
 
@@ -112,6 +114,11 @@ impl Repository {
         &self.asked
     }
 
+    /// Does the operator let clients delete what came through this upstream?
+    pub fn allows_delete(&self) -> bool {
+        self.proxied.allows_delete()
+    }
+
     /// Does the form of addressing show that the client has the upstream to fall back on (`ns`, or a bare Docker Hub name)?
     pub fn client_has_fallback(&self) -> bool {
         self.fallback
@@ -119,6 +126,28 @@ impl Repository {
 
     pub(super) fn proxied(&self) -> &Proxied {
         &self.proxied
+    }
+}
+
+impl<'a> Addressing<'a> {
+    /// The moment that is meant, which stands before everything else, and the rest.
+    fn without_moment(&self) -> Result<(Option<Timestamp>, Self), Error> {
+        let split = |text| as_of::split(text).map_err(|message| Error::NameInvalid { message });
+        if let Some((then, path)) = split(self.path)? {
+            return Ok((Some(then), Self { path, ..*self }));
+        }
+        match self.mount.map(split).transpose()?.flatten() {
+            Some((then, rest)) => {
+                let mount = Some(rest).filter(|rest| !rest.is_empty());
+                Ok((Some(then), Self { mount, ..*self }))
+            }
+            None => Ok((None, *self)),
+        }
+    }
+
+    /// Is a moment of the past meant?
+    pub(super) fn is_of_the_past(&self) -> bool {
+        as_of::is_marked(self.path) || self.mount.is_some_and(as_of::is_marked)
     }
 }
 
@@ -220,11 +249,28 @@ impl Upstreams {
         self.find_text(text).is_some()
     }
 
-    /// The repository that the request means.
+    /// The name of the upstream that `text` names, by any of its names.
+    pub(super) fn name_of(&self, text: &str) -> Option<RegistryName> {
+        self.find_text(text).map(|target| target.source.upstream().name().clone())
+    }
+
+    /// The upstream of names that say none.
+    pub(super) fn default_name(&self) -> Option<RegistryName> {
+        self.name_of(self.default.as_ref()?.as_str())
+    }
+
+    /// Do one-component names of this upstream live under `library/`?
+    pub(super) fn has_library(&self, name: &RegistryName) -> bool {
+        self.find(name).is_some_and(|target| target.library)
+    }
+
+    /// The repository that the request means, at the moment that it names, if it names one.
     pub(super) fn locate(&self, addressing: &Addressing<'_>) -> Result<Repository, Error> {
-        let Spot { target, path, fallback } = self.spot(addressing)?;
+        let (then, present) = addressing.without_moment()?;
+        let Spot { target, path, fallback } = self.spot(&present)?;
         let found = target.repository(path, addressing.path, fallback)?;
-        Ok(Repository { proxied: found.proxied.asked_via(addressing.via), ..found })
+        let proxied = found.proxied.asked_via(addressing.via).as_of(then);
+        Ok(Repository { proxied, ..found })
     }
 
     /// The upstream that the request means, and what the repository is called there.

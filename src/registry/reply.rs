@@ -26,6 +26,8 @@ pub enum Outcome {
     Stale,
     /// Streamed from upstream without being stored.
     Bypass,
+    /// Taken out on the client's order.
+    Deleted,
     /// Refused: absent, denied, malformed.
     Refused,
     /// Could not be served: upstream or we are in trouble.
@@ -41,6 +43,7 @@ impl Outcome {
             Self::Revalidated => "revalidated",
             Self::Stale => "stale",
             Self::Bypass => "bypass",
+            Self::Deleted => "deleted",
             Self::Refused => "refused",
             Self::Error => "error",
         }

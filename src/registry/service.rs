@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use futures_util::StreamExt;
 use prometheus_client::registry::Registry as MetricRegistry;
 
+use super::as_of;
 use super::error::{Error, Refusal};
 use super::locate::{Addressing, Repository, Upstreams};
 use super::reply::{
@@ -65,9 +66,30 @@ impl Registry {
         self.catalog.store(Arc::new(catalog));
     }
 
+    pub(super) fn upstreams(&self) -> Arc<Upstreams> {
+        self.upstreams.load_full()
+    }
+
+    pub(super) fn content(&self) -> &Content {
+        &self.content
+    }
+
+    pub(super) fn proxy(&self) -> &Proxy {
+        &self.proxy
+    }
+
     /// The repository that the request means.
     pub fn locate(&self, addressing: &Addressing<'_>) -> Result<Repository, Refusal> {
-        self.upstreams.load().locate(addressing).map_err(|error| {
+        let located = self.upstreams.load().locate(addressing);
+        let located = located.and_then(|repository| match repository.proxied().moment() {
+            Some(then) if then > self.proxy.now() => {
+                let (now, forms) = (self.proxy.now(), as_of::FORMS);
+                let message = format!("{then} is still to come, it is {now} here; {forms}");
+                Err(Error::NameInvalid { message })
+            }
+            _ => Ok(repository),
+        });
+        located.map_err(|error| {
             let mut reason = "name_invalid";
             if let Error::UnknownRegistry { name } = &error {
                 self.unknown.note(name);
@@ -90,6 +112,9 @@ impl Registry {
         addressing: &Addressing<'_>,
         reference: &str,
     ) -> Option<Reply<Arc<Ready>>> {
+        if addressing.is_of_the_past() {
+            return None;
+        }
         let upstreams = self.upstreams.load();
         let spot = upstreams.spot(addressing).ok()?;
         let HotAnswer { ready, left } =
@@ -274,6 +299,10 @@ fn of_tag(repository: &Repository, tagged: Tagged) -> Report {
             let plain = report(Outcome::Stale, None);
             Report { reason: Some(reason), stale_for: Some(stale_for), missing_children, ..plain }
         }
+        // The freeze needs no word from upstream; only lost bytes cost a fetch.
+        Tagged::Frozen { how } => {
+            Report { reason: Some("frozen"), ..report(found_by_digest(how), None) }
+        }
     }
 }
 
@@ -283,19 +312,23 @@ fn of_revision(
 ) -> Answer<ManifestReply> {
     match answer {
         Ok((manifest, how)) => {
-            let outcome = match how {
-                Revision::Stored => Outcome::Hit,
-                Revision::Renewed => Outcome::Revalidated,
-                Revision::Joined => Outcome::Joined,
-                Revision::Fetched { stored: true } => Outcome::Miss,
-                Revision::Fetched { stored: false } => Outcome::Bypass,
-            };
+            let outcome = found_by_digest(how);
             Ok(Reply {
                 value: manifest.into(),
                 report: Report::of(Some(repository.upstream()), outcome, None),
             })
         }
         Err(error) => Err(refuse(repository, Error::ManifestAbsent, error)),
+    }
+}
+
+fn found_by_digest(how: Revision) -> Outcome {
+    match how {
+        Revision::Stored => Outcome::Hit,
+        Revision::Renewed => Outcome::Revalidated,
+        Revision::Joined => Outcome::Joined,
+        Revision::Fetched { stored: true } => Outcome::Miss,
+        Revision::Fetched { stored: false } => Outcome::Bypass,
     }
 }
 
@@ -319,7 +352,7 @@ fn of_list(repository: &Repository, listed: Listed) -> Report {
 }
 
 /// Translates the proxy's decision; `absent` is what absence means for what was asked. The client is told which upstream it is about.
-fn refuse(repository: &Repository, absent: Error, error: proxy::Error) -> Refusal {
+pub(super) fn refuse(repository: &Repository, absent: Error, error: proxy::Error) -> Refusal {
     let reason = error.reason();
     let about = |message: String| format!("{}: {message}", repository.upstream());
     let (outcome, error) = match error {
@@ -328,6 +361,7 @@ fn refuse(repository: &Repository, absent: Error, error: proxy::Error) -> Refusa
             (Outcome::Refused, Error::Denied { message: about(message) })
         }
         proxy::Error::Offline => (Outcome::Refused, Error::OfflineMiss),
+        proxy::Error::NotThen(message) => (Outcome::Refused, Error::NotThen { message }),
         proxy::Error::Limited { retry_after } => (Outcome::Error, Error::Limited { retry_after }),
         proxy::Error::Unreachable { message, .. } => {
             (Outcome::Error, Error::Unreachable { message: about(message) })

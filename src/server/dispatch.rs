@@ -26,7 +26,7 @@ use super::service::Service;
 use super::settings::{Fallback, Limits};
 use super::{headers, hot, observe, v2};
 use crate::oci::{RangeError, Reference, RegistryName};
-use crate::registry::{Addressing, Error, Outcome, Refusal, Registry, Report, Repository};
+use crate::registry::{Addressing, Error, Outcome, Refusal, Registry, Removal, Report, Repository};
 
 /// The connection that a request came through.
 #[derive(Clone, Debug)]
@@ -189,13 +189,19 @@ async fn data(
     };
     // What is known of the caller before its repository is found, and all that is ever known if none is.
     let mut caller = caller(service.fallback(), agent, ns.is_some(), None);
-    let subject = asked.as_ref().map_or(Subject::Other, |asked| subject_of(&asked.route));
+    let subject = asked.as_ref().map_or(Subject::Other, |asked| match asked.deletes {
+        // Nothing of a deletion is hidden from clients that have another source: they ordered it here.
+        true => Subject::Manifest,
+        false => subject_of(&asked.route),
+    });
     let outcome = match &asked {
         _ if !service.guard().admits(link.client) => Err(Problem::Forbidden(link.client).into()),
         Err(error) => Err(strange(*error, raw, record)),
         Ok(asked) => {
             note(&asked.route, record);
             match find(service, listener, parts, asked) {
+                // Where nobody is known to allow it, nothing is deleted.
+                Err(_) if asked.deletes => Err(Problem::Route(RouteError::Method).into()),
                 Err(refused) => Err(refused),
                 Ok(Found::Ping) => Ok(pong()),
                 Ok(Found::Catalog(page)) => {
@@ -206,7 +212,11 @@ async fn data(
                     caller =
                         self::caller(service.fallback(), agent, ns.is_some(), Some(&repository));
                     let time = budget(limits, agent, subject, &parts.headers);
-                    within(time, read(&exchange, &repository, &asked.route)).await
+                    if asked.deletes {
+                        within(time, delete(&exchange, &repository, &asked.route)).await
+                    } else {
+                        within(time, read(&exchange, &repository, &asked.route)).await
+                    }
                 }
             }
         }
@@ -291,6 +301,21 @@ async fn read(
             Err(Problem::Route(RouteError::NotFound).into())
         }
     }
+}
+
+/// Takes out what a route names.
+async fn delete(
+    exchange: &Exchange<'_>,
+    repository: &Repository,
+    route: &Route<'_>,
+) -> Result<Answered, Refused> {
+    let what = match route {
+        Route::Manifest { reference: Reference::Tag(tag), .. } => Removal::Tag(tag),
+        Route::Manifest { reference: Reference::Digest(digest), .. } => Removal::Revision(digest),
+        Route::TaggedManifest { tag, digest, .. } => Removal::Link(tag, digest),
+        _ => return Err(Problem::Route(RouteError::Method).into()),
+    };
+    v2::manifests::delete(exchange, repository, what).await
 }
 
 /// Waits for an answer as long as the client will. The work behind it is the registry's and goes on.
@@ -473,6 +498,7 @@ fn own_outcome(problem: &Problem) -> Outcome {
         Problem::Registry(_)
         | Problem::Route(_)
         | Problem::Range { .. }
+        | Problem::DeletionOff(_)
         | Problem::Forbidden(_) => Outcome::Refused,
     }
 }
@@ -488,6 +514,7 @@ fn own_reason(problem: &Problem) -> Option<&'static str> {
         Problem::Route(RouteError::NotFound | RouteError::NotObserved) => "no_such_path",
         Problem::Route(_) => "malformed",
         Problem::Range { .. } => "range",
+        Problem::DeletionOff(_) => "deletion_off",
         Problem::Forbidden(_) => "client_not_allowed",
     })
 }

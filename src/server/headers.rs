@@ -103,6 +103,7 @@ fn cache_status(report: &Report) -> Option<String> {
         Outcome::Revalidated | Outcome::Stale => "roadstead; fwd=stale",
         Outcome::Bypass => "roadstead; fwd=bypass",
         Outcome::Refused | Outcome::Error => "roadstead; fwd=miss",
+        Outcome::Deleted => return None,
     }
     .to_owned();
     // Seconds left, negative once they are used up.

@@ -25,7 +25,7 @@ const SECONDS: [f64; 14] =
 
 /// Kinds and outcomes.
 const KINDS: usize = 9;
-const OUTCOMES: usize = 8;
+const OUTCOMES: usize = 9;
 /// The label of all upstreams that get none of their own.
 const OTHER: &str = "other";
 
@@ -286,6 +286,7 @@ fn place_of_outcome(outcome: Outcome) -> usize {
         Outcome::Bypass => 5,
         Outcome::Refused => 6,
         Outcome::Error => 7,
+        Outcome::Deleted => 8,
     }
 }
 

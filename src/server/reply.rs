@@ -2,7 +2,7 @@
 //!
 //! A mirror is judged by how fast and how harmlessly its clients get past it when it cannot help, so the answer depends on what was
 //! asked and on whether the client has another source. Clients without one get the plain truth: for them 404 means absent and
-//! nothing else. Two rules have no exception: no 401 (a challenge makes clients hand over passwords), and nothing about referrers
+//! nothing else. Two rules have no exception on the data plane: no 401 (a challenge makes clients hand over passwords), and nothing about referrers
 //! but 404, because docker fails the whole pull on anything else.
 
 use std::borrow::Cow;
@@ -15,13 +15,15 @@ use serde_json::json;
 
 use super::caller::{Agent, Caller};
 use super::route::RouteError;
-use crate::oci::{ErrorCode, RangeError, Reference, Tag};
+use crate::oci::{ErrorCode, RangeError, Reference, RegistryName, Tag};
 use crate::registry;
 
 /// Longest `Retry-After` that we pass on: podman multiplies it, regctl obeys without a ceiling, and we absorb the repeats.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
 
 pub(super) const OK: StatusCode = StatusCode::OK;
+/// A deletion: the content itself goes after the grace time.
+pub(super) const ACCEPTED: StatusCode = StatusCode::ACCEPTED;
 pub(super) const PARTIAL: StatusCode = StatusCode::PARTIAL_CONTENT;
 pub(super) const NOT_MODIFIED: StatusCode = StatusCode::NOT_MODIFIED;
 /// Readiness while starting or draining.
@@ -30,12 +32,30 @@ pub(super) const NOT_READY: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
 pub(super) mod admin {
     use http::StatusCode;
 
+    use crate::registry::desk::Reason;
+
     pub(in crate::server) const BAD_REQUEST: StatusCode = StatusCode::BAD_REQUEST;
+    /// The one challenge that roadstead sends: only the operator's programs ever see it.
+    pub(in crate::server) const UNAUTHORIZED: StatusCode = StatusCode::UNAUTHORIZED;
     pub(in crate::server) const FORBIDDEN: StatusCode = StatusCode::FORBIDDEN;
     pub(in crate::server) const NOT_FOUND: StatusCode = StatusCode::NOT_FOUND;
     pub(in crate::server) const NOT_ALLOWED: StatusCode = StatusCode::METHOD_NOT_ALLOWED;
     /// One job at a time.
     pub(in crate::server) const BUSY: StatusCode = StatusCode::CONFLICT;
+
+    /// What the desk refuses.
+    pub(in crate::server) fn of(reason: Reason) -> StatusCode {
+        match reason {
+            Reason::Image | Reason::Scope | Reason::Digest | Reason::Value => BAD_REQUEST,
+            Reason::UnknownRegistry
+            | Reason::UnknownImage
+            | Reason::Absent
+            | Reason::UnknownDigest
+            | Reason::UnknownRule => NOT_FOUND,
+            Reason::Held | Reason::Offline | Reason::TooManyRules => StatusCode::CONFLICT,
+            Reason::Store => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
 }
 /// In the log only: the client went away before it was answered (nginx's number).
 pub(super) const CLIENT_GONE: u16 = 499;
@@ -68,6 +88,8 @@ pub(super) enum Problem {
     },
     /// The client's address is outside the `clients` networks.
     Forbidden(IpAddr),
+    /// A deletion, which the settings of this upstream do not allow.
+    DeletionOff(RegistryName),
 }
 
 /// A line of the table.
@@ -166,6 +188,17 @@ pub(super) fn judge(problem: &Problem, subject: Subject, caller: Caller) -> Verd
         Problem::Registry(error) => judge_registry(error, subject, caller),
         Problem::Route(error) => judge_route(*error),
         Problem::Range { error, size } => judge_range(*error, *size),
+        Problem::DeletionOff(upstream) => {
+            let mut verdict = Verdict::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                ErrorCode::Unsupported,
+                format!(
+                    "nobody may delete here; the operator can set allow_delete = true in [upstream.\"{upstream}\"]"
+                ),
+            );
+            verdict.allow = true;
+            verdict
+        }
         Problem::Forbidden(address) => Verdict::new(
             StatusCode::FORBIDDEN,
             ErrorCode::Denied,
@@ -204,8 +237,16 @@ fn judge_registry(error: &registry::Error, subject: Subject, caller: Caller) -> 
             ErrorCode::BlobUnknown,
             "blob unknown to this repository",
         ),
+        Error::NotStored => Verdict::new(
+            StatusCode::NOT_FOUND,
+            ErrorCode::ManifestUnknown,
+            "nothing of that name is known here",
+        ),
         Error::OfflineMiss => {
             Verdict::new(StatusCode::NOT_FOUND, subject.absent_code(), "offline, not cached")
+        }
+        Error::NotThen { message } => {
+            Verdict::new(StatusCode::NOT_FOUND, subject.absent_code(), message.clone())
         }
         Error::Denied { message } => denied(message, subject, caller),
         Error::Limited { retry_after } => limited(*retry_after, subject, caller),

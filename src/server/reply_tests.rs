@@ -33,6 +33,8 @@ fn all_errors() -> Vec<Error> {
         Error::ManifestAbsent,
         Error::BlobAbsent,
         Error::OfflineMiss,
+        Error::NotStored,
+        Error::NotThen { message: message() },
         Error::Denied { message: message() },
         Error::Limited { retry_after: None },
         Error::Overloaded { message: "m".to_owned() },
@@ -90,7 +92,9 @@ fn the_table_for_clients_with_a_fallback() {
             | Error::RepositoryAbsent
             | Error::ManifestAbsent
             | Error::BlobAbsent
-            | Error::OfflineMiss => [404; 7],
+            | Error::NotStored
+            | Error::OfflineMiss
+            | Error::NotThen { .. } => [404; 7],
             Error::NameInvalid { .. } => [400; 7],
             Error::Denied { .. } => [403, 404, 404, 404, 404, 404, 403],
             Error::Limited { .. } => [503, 404, 404, 404, 404, 503, 503],
@@ -112,7 +116,9 @@ fn the_table_for_clients_without_a_fallback() {
             | Error::RepositoryAbsent
             | Error::ManifestAbsent
             | Error::BlobAbsent
-            | Error::OfflineMiss => [404; 7],
+            | Error::NotStored
+            | Error::OfflineMiss
+            | Error::NotThen { .. } => [404; 7],
             Error::NameInvalid { .. } => [400; 7],
             Error::Denied { .. } => [403, 403, 404, 404, 403, 403, 403],
             Error::Limited { .. } => [429, 429, 404, 404, 429, 429, 429],
@@ -201,6 +207,8 @@ fn problems_of_our_own_door() {
     let route = |error| judged(Problem::Route(error));
     assert_eq!(route(RouteError::NotFound), (404, ErrorCode::Unknown));
     assert_eq!(route(RouteError::Method), (405, ErrorCode::Unsupported));
+    let off = Problem::DeletionOff("ghcr.io".parse().unwrap());
+    assert_eq!(judged(off), (405, ErrorCode::Unsupported));
     assert_eq!(route(RouteError::TooLong), (414, ErrorCode::NameInvalid));
     assert_eq!(route(RouteError::Malformed), (400, ErrorCode::NameInvalid));
     assert_eq!(route(RouteError::Name), (400, ErrorCode::NameInvalid));

@@ -25,6 +25,8 @@ pub(super) struct Asked<'a> {
     /// The value of `?ns=`.
     pub(super) ns: Option<Cow<'a, str>>,
     pub(super) route: Route<'a>,
+    /// What it names is to go. Only manifests are ever deleted.
+    pub(super) deletes: bool,
 }
 
 #[derive(Debug, PartialEq)]
@@ -90,7 +92,7 @@ pub(super) enum RouteError {
     NotObserved,
     /// Several `Host` fields, or none in HTTP/1.1 (RFC 9112, 3.2).
     Host,
-    /// Anything but GET and HEAD: a proxy has no write path.
+    /// Anything but GET and HEAD, and DELETE of a manifest: a proxy has no write path.
     Method,
     /// A path beyond its limit.
     TooLong,
@@ -138,16 +140,31 @@ pub(super) fn parse<'a>(
     if query.len() > limits.query_bytes {
         return Err(RouteError::QueryTooLong);
     }
+    if method == Method::DELETE {
+        return match read(path, query) {
+            Ok(asked)
+                if matches!(asked.route, Route::Manifest { .. } | Route::TaggedManifest { .. }) =>
+            {
+                Ok(Asked { deletes: true, ..asked })
+            }
+            _ => Err(RouteError::Method),
+        };
+    }
     if method != Method::GET && method != Method::HEAD {
         return Err(RouteError::Method);
     }
+    read(path, query)
+}
+
+/// What path and query name.
+fn read<'a>(path: &'a str, query: &'a str) -> Result<Asked<'a>, RouteError> {
     let health = match path {
         "/livez" | "/healthz" => Some(Health::Live),
         "/readyz" => Some(Health::Ready),
         _ => None,
     };
     if let Some(health) = health {
-        return Ok(Asked { mount: None, ns: None, route: Route::Health(health) });
+        return Ok(Asked { mount: None, ns: None, route: Route::Health(health), deletes: false });
     }
     let (mount, rest) = split_mount(path).ok_or(RouteError::NotFound)?;
     let ns = query_value(query, "ns")?;
@@ -159,7 +176,7 @@ pub(super) fn parse<'a>(
             None => prefix_ping(rest)?,
         },
     };
-    Ok(Asked { mount, ns, route })
+    Ok(Asked { mount, ns, route, deletes: false })
 }
 
 /// The parts of a path that [`parse`] would take for a manifest, as texts whose grammar nobody has checked.

@@ -18,7 +18,7 @@ use super::endpoint::{Endpoint, Pass, Role};
 use super::error::{BuildError, Cause, Error};
 use super::manifest::{FetchedManifest, ManifestHead};
 use super::quota::Spending;
-use super::settings::{CredentialSource, Limits, MIRROR_ANSWER, MIRROR_CONNECT, Settings};
+use super::settings::{CredentialSource, Limits, MIRROR_ANSWER, MIRROR_CONNECT, Settings, shown};
 use super::transport::Deadline;
 use crate::oci::{self, Digest, MediaType, Reference, RegistryName, RepositoryName};
 
@@ -126,6 +126,19 @@ impl Upstream {
     /// Is this the host of one of its endpoints, as configured now?
     pub fn has_endpoint_at(&self, host: &str) -> bool {
         self.inner.clients.iter().any(|client| client.endpoint.host() == host)
+    }
+
+    /// Whom it asks, in order: address, role in a word, and whether it is being asked now or left alone after failures.
+    pub fn endpoints(&self) -> Vec<(String, &'static str, bool)> {
+        let each = self.inner.clients.iter().map(|client| {
+            let role = match client.endpoint.role() {
+                Role::Parent => "parent",
+                Role::Mirror => "mirror",
+                Role::Origin => "registry",
+            };
+            (shown(client.origin.as_str()), role, client.endpoint.would_admit())
+        });
+        each.collect()
     }
 
     /// What this endpoint gave was not what its digest says. It stands behind the others from now on, where there are others.

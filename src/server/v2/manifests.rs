@@ -3,13 +3,15 @@
 //! The media type and the bytes are upstream's, whatever the client accepts: substituting either would change the digest. Ranges are
 //! not offered: manifests are small, and clients that put a Range on every request take a 200 for one.
 
-use http::{HeaderMap, Response};
+use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, HeaderValue, Response};
 
 use super::super::body::Payload;
 use super::super::dispatch::{Answered, Exchange, Refused};
+use super::super::reply::Problem;
 use super::super::{headers, reply};
 use crate::oci::{Digest, Reference, Tag};
-use crate::registry::{ManifestReply, Repository};
+use crate::registry::{ManifestReply, Removal, Repository};
 
 /// A manifest by tag or digest.
 pub(in crate::server) async fn get(
@@ -32,6 +34,22 @@ pub(in crate::server) async fn get_tagged(
     Ok(Answered::new(respond(found.value, exchange.headers), found.report))
 }
 
+/// Takes a tag, a revision of a tag, or a revision out (OCI distribution spec 1.1, "Content Management").
+pub(in crate::server) async fn delete(
+    exchange: &Exchange<'_>,
+    repository: &Repository,
+    what: Removal<'_>,
+) -> Result<Answered, Refused> {
+    if !repository.allows_delete() {
+        return Err(Problem::DeletionOff(repository.upstream().clone()).into());
+    }
+    let deleted = exchange.registry.delete(repository, what).await?;
+    let mut response = Response::new(Payload::Empty);
+    *response.status_mut() = reply::ACCEPTED;
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    Ok(Answered::new(response, deleted.report))
+}
+
 fn respond(manifest: ManifestReply, asked: &HeaderMap) -> Response<Payload> {
     let mut response = Response::new(Payload::Empty);
     headers::identify(response.headers_mut(), &manifest.digest);
@@ -50,7 +68,6 @@ fn respond(manifest: ManifestReply, asked: &HeaderMap) -> Response<Payload> {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use http::HeaderValue;
     use http::header::{ACCEPT, IF_NONE_MATCH, RANGE};
 
     use super::*;
