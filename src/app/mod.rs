@@ -8,6 +8,7 @@ mod rooms;
 mod run;
 mod store;
 mod telemetry;
+mod upstreams;
 mod wellknown;
 
 pub use config::{
@@ -19,4 +20,8 @@ pub use run::{App, Running, StartError, Stopped};
 pub use store::{AccessError, StoppedStore, StoreAccess};
 pub use telemetry::{Log, Telemetry, TelemetryError};
 
-pub use crate::upkeep::{Event, Finding, JobKind, Report};
+pub use crate::registry::desk::{
+    Deletion, EndpointInfo, Explanation, HistoryEntry, Hold, Inspection, Listed, Locked, Part,
+    PlatformInfo, Refreshed, RuleInfo, TagInfo, UpstreamUsage, UsageInfo,
+};
+pub use crate::upkeep::{Event, Fate, Finding, JobKind, Report};

@@ -29,7 +29,47 @@ pub(super) fn content(config: &Config) -> content::Settings {
 }
 
 pub(super) fn upkeep(config: &Config) -> upkeep::Settings {
-    upkeep::Settings { scrub_period: config.scrub_period }
+    let limits = |upstream: &UpstreamConfig| upkeep::UpstreamLimits {
+        name: upstream.name.clone(),
+        max_size: upstream.max_size,
+        max_unused: upstream.max_unused,
+    };
+    upkeep::Settings {
+        scrub_period: config.scrub_period,
+        max_size: config.max_size,
+        max_unused: config.max_unused,
+        young_for: config.young_for,
+        delete_grace: config.delete_grace,
+        upstreams: config.upstreams.iter().map(limits).collect(),
+        keep: Arc::new(keep(config)),
+    }
+}
+
+/// What is kept whatever the limits.
+pub(super) fn keep(config: &Config) -> content::KeepPolicy {
+    let upstream = |upstream: &UpstreamConfig| content::UpstreamKeep {
+        name: upstream.name.clone(),
+        families: upstream.patterns.clone(),
+        offline: upstream.policy.offline,
+        revisions: upstream.keep_revisions,
+        rules: upstream.keep_rules.clone(),
+    };
+    content::KeepPolicy {
+        offline: config.offline,
+        upstreams: config.upstreams.iter().map(upstream).collect(),
+    }
+}
+
+/// What the desk is told; a command on a stopped store says so itself.
+pub(super) fn desk(config: &Config) -> registry::desk::Settings {
+    let limit = |upstream: &UpstreamConfig| Some((upstream.name.clone(), upstream.max_size?));
+    registry::desk::Settings {
+        policy: keep(config),
+        delete_grace: config.delete_grace,
+        max_bytes: config.max_size,
+        max_bytes_by_upstream: config.upstreams.iter().filter_map(limit).collect(),
+        at_rest: false,
+    }
 }
 
 /// The settings of one upstream. `member` is the host of a family's member, which takes everything else from its family.

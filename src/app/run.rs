@@ -3,9 +3,9 @@
 //! What must hold: nothing is asked of an upstream at start; a reload that fails changes nothing; after a stop no task is left, and
 //! if one is, its number is told.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,15 +19,17 @@ use super::config::Config;
 use super::metrics::{AppMetrics, page};
 use super::rooms;
 use super::telemetry::Log;
+use super::upstreams::UpstreamSet;
 use crate::blobs::{Disk, RealDisk};
 use crate::clock::{Clock, SystemClock};
 use crate::content::{self, Content};
 use crate::oci::RegistryName;
-use crate::proxy::{self, Proxy, Source};
-use crate::registry::{self, Registry, Upstreams};
-use crate::server::{self, Admin, AdminSocket, MetricsPage, Server, State};
+use crate::proxy::{self, Proxy};
+use crate::registry::Registry;
+use crate::registry::desk::Desk;
+use crate::server::{self, Admin, AdminListener, AdminSocket, MetricsPage, Server, State};
 use crate::upkeep::{self, Upkeep};
-use crate::upstream::{self, Upstream};
+use crate::upstream;
 
 /// After the drain, tasks in the background have this long to notice that it is over.
 const LAST_TASKS: Duration = Duration::from_secs(5);
@@ -42,6 +44,8 @@ pub struct Running {
     data: SocketAddr,
     observe: SocketAddr,
     extra: Vec<(SocketAddr, RegistryName)>,
+    admin: Option<SocketAddr>,
+    desk: Desk,
     registry: Arc<Registry>,
     content: Content,
     upkeep: Upkeep,
@@ -72,15 +76,13 @@ pub enum StartError {
         name: RegistryName,
         reason: String,
     },
+    /// The secret of the admin API's TCP listener.
+    Token {
+        file: PathBuf,
+        source: std::io::Error,
+    },
     /// The runtime is shutting down.
     Interrupted,
-}
-
-/// The clients of all upstreams, kept over reloads so that tokens and connections survive them.
-#[derive(Debug)]
-struct UpstreamSet {
-    shared: upstream::Shared,
-    by_name: HashMap<RegistryName, (upstream::Settings, Arc<Upstream>)>,
 }
 
 impl App {
@@ -110,30 +112,22 @@ impl App {
         let app_metrics = AppMetrics::new(&mut metrics, &log, clock.now());
         let server_metrics = server::Metrics::new(&mut metrics);
         let proxy_metrics = proxy::Metrics::new(&mut metrics, Arc::clone(&clock));
-        let mut set = UpstreamSet {
-            shared: upstream::Shared {
-                clock: Arc::clone(&clock),
-                tasks: tasks.clone(),
-                instance_id: instance_id.clone(),
-                metrics: upstream::Metrics::new(&mut metrics),
-                proxies: config.system_proxy.clone(),
-                search_path: config.search_path.clone(),
-                shutdown: abort.clone(),
-            },
-            by_name: HashMap::new(),
-        };
+        let mut set = UpstreamSet::new(upstream::Shared {
+            clock: Arc::clone(&clock),
+            tasks: tasks.clone(),
+            instance_id: instance_id.clone(),
+            metrics: upstream::Metrics::new(&mut metrics),
+            proxies: config.system_proxy.clone(),
+            search_path: config.search_path.clone(),
+            shutdown: abort.clone(),
+        });
         let upstreams = set.build(&config)?;
         // The ports come first: a second start on the same ports then leaves the first one's directory alone.
         let listeners = Server::bind(&rooms::server(&config)).await.map_err(StartError::Listen)?;
+        let admin_listener = bind_admin(&config)?;
         let (content, mut metrics) = open_store(&config, (&clock, disk), &tasks, metrics).await?;
-        let parts = upkeep::Parts {
-            content: content.clone(),
-            clock: Arc::clone(&clock),
-            tasks: tasks.clone(),
-            shutdown: drain.clone(),
-            settings: rooms::upkeep(&config),
-        };
-        let upkeep = Upkeep::new(parts, &mut metrics);
+        let upkeep =
+            Upkeep::new(upkeep_parts(&config, &content, &clock, (&tasks, &drain)), &mut metrics);
         let proxy = Proxy::new(proxy::Parts {
             content: content.clone(),
             clock: Arc::clone(&clock),
@@ -144,6 +138,10 @@ impl App {
         let registry =
             Registry::new(upstreams, config.catalog, proxy, content.clone(), &mut metrics);
         let registry = Arc::new(registry);
+        let desk = Desk::new(Arc::clone(&registry), Arc::clone(&clock), rooms::desk(&config));
+        let admin = Admin::new(upkeep.clone(), desk.clone());
+        let admin_address =
+            start_admin(&config, (admin, admin_listener), &content, (&tasks, &drain)).await?;
         let state = State {
             registry: Arc::clone(&registry),
             metrics_page: MetricsPage::new(move || page(&metrics)),
@@ -156,11 +154,13 @@ impl App {
         let extra = listeners.extra_addresses().to_vec();
         let serving =
             tasks.spawn(listeners.serve(state, drain.clone(), tasks.clone(), config.drain));
-        start_upkeep(&config, &upkeep, &tasks, &drain);
+        upkeep.start();
         Ok(Running {
             data,
             observe,
             extra,
+            admin: admin_address,
+            desk,
             registry,
             content,
             upkeep,
@@ -175,19 +175,58 @@ impl App {
     }
 }
 
-/// The background, and the admin API if its socket can be made: a server without one serves as well.
-fn start_upkeep(config: &Config, upkeep: &Upkeep, tasks: &TaskTracker, drain: &CancellationToken) {
+fn upkeep_parts(
+    config: &Config,
+    content: &Content,
+    clock: &Arc<dyn Clock>,
+    (tasks, drain): (&TaskTracker, &CancellationToken),
+) -> upkeep::Parts {
+    upkeep::Parts {
+        content: content.clone(),
+        clock: Arc::clone(clock),
+        tasks: tasks.clone(),
+        shutdown: drain.clone(),
+        settings: rooms::upkeep(config),
+    }
+}
+
+fn bind_admin(config: &Config) -> Result<Option<AdminListener>, StartError> {
+    config.admin_listen.map(AdminListener::bind).transpose().map_err(StartError::Listen)
+}
+
+/// The admin API: on the listener if there is one, which must have its token, and on the socket if it can be made, because a server
+/// without one serves as well. Tells where the listener is. On an error the store is closed.
+async fn start_admin(
+    config: &Config,
+    (admin, listener): (Admin, Option<AdminListener>),
+    content: &Content,
+    (tasks, drain): (&TaskTracker, &CancellationToken),
+) -> Result<Option<SocketAddr>, StartError> {
+    let address = listener.as_ref().map(AdminListener::address);
+    if let Some(listener) = listener {
+        let (data, hosts) = (config.data.clone(), config.admin_hosts.clone());
+        let reading = tasks.spawn_blocking(move || listener.with_token(&data, hosts)).await;
+        let guarded = match reading {
+            Ok(Ok(guarded)) => guarded,
+            Ok(Err(source)) => {
+                content.close().await;
+                let file = config.data.join(server::TOKEN_FILE);
+                return Err(StartError::Token { file, source });
+            }
+            Err(_shutdown) => return Err(StartError::Interrupted),
+        };
+        tasks.spawn(guarded.serve(admin.clone(), drain.clone(), tasks.clone()));
+    }
     match AdminSocket::bind(&config.data) {
         Ok(socket) => {
-            let admin = Admin::new(upkeep.clone());
-            tasks.spawn(socket.serve(admin, drain.clone(), tasks.clone()));
+            tasks.spawn(socket.serve(admin.clone(), drain.clone(), tasks.clone()));
         }
         Err(error) => {
             let directory = config.data.display();
             tracing::warn!(%directory, %error, "there is no admin socket; commands cannot reach this process");
         }
     }
-    upkeep.start();
+    Ok(address)
 }
 
 /// Opening may wait for the disk, so it happens on the blocking pool.
@@ -206,39 +245,6 @@ async fn open_store(
     opened.map_err(|_shutdown| StartError::Interrupted)?.map_err(StartError::Store)
 }
 
-impl UpstreamSet {
-    /// The upstreams of `config`. Clients whose settings did not change stay as they are; on an error nothing changes.
-    fn build(&mut self, config: &Config) -> Result<Upstreams, StartError> {
-        let failed = |name: &RegistryName, reason: &dyn fmt::Display| StartError::Upstream {
-            name: name.clone(),
-            reason: reason.to_string(),
-        };
-        let (mut by_name, mut upstreams, mut families) = (HashMap::new(), Vec::new(), Vec::new());
-        for own in &config.upstreams {
-            let settings = rooms::upstream(own, None).map_err(|error| failed(&own.name, &error))?;
-            let client = match self.by_name.get(&own.name) {
-                Some((kept, client)) if *kept == settings => Arc::clone(client),
-                _ => Arc::new(
-                    Upstream::new(settings.clone(), &self.shared)
-                        .map_err(|error| failed(&own.name, &error))?,
-                ),
-            };
-            by_name.insert(own.name.clone(), (settings, Arc::clone(&client)));
-            let source = Source::new(client, rooms::policy(config, own))
-                .map_err(|error| failed(&own.name, &error))?;
-            upstreams.push(registry::Upstream {
-                source: Arc::new(source),
-                aliases: own.aliases.clone(),
-                hosts: own.hosts.clone(),
-                library: own.library,
-            });
-            families.extend(rooms::families(config, own, &self.shared));
-        }
-        self.by_name = by_name;
-        Ok(Upstreams::new(upstreams, families, config.default_upstream.clone()))
-    }
-}
-
 impl Running {
     /// Where clients pull.
     pub fn data_address(&self) -> SocketAddr {
@@ -253,6 +259,11 @@ impl Running {
     /// The listeners of single upstreams.
     pub fn extra_addresses(&self) -> &[(SocketAddr, RegistryName)] {
         &self.extra
+    }
+
+    /// Where the admin API listens besides its socket, if it does.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin
     }
 
     /// The store, for tests that break it.
@@ -278,6 +289,7 @@ impl Running {
         match set.build(&config) {
             Ok(upstreams) => {
                 self.upkeep.configure(rooms::upkeep(&config));
+                self.desk.configure(rooms::desk(&config));
                 self.registry.replace(upstreams, config.catalog);
                 self.metrics.reloaded(self.clock.now(), true);
                 Ok(())
@@ -323,6 +335,9 @@ impl fmt::Display for StartError {
             Self::Listen(error) => fmt::Display::fmt(error, f),
             Self::Upstream { name, reason } => {
                 write!(f, "upstream \"{name}\" cannot be set up: {reason}")
+            }
+            Self::Token { file, source } => {
+                write!(f, "the token of admin_listen, {}, cannot be used: {source}", file.display())
             }
             Self::Interrupted => f.write_str("stopped while starting"),
         }

@@ -14,12 +14,18 @@ use tokio_util::task::TaskTracker;
 
 use super::config::Config;
 use super::rooms;
+use super::run::StartError;
+use super::upstreams::UpstreamSet;
 use crate::blobs;
-use crate::clock::SystemClock;
+use crate::clock::{Clock, SystemClock};
 use crate::content::{self, Content, OpenError};
 use crate::metadata;
+use crate::proxy::{self, Proxy};
+use crate::registry::Registry as Service;
+use crate::registry::desk::{self, Desk};
 use crate::server::{Admin, SOCKET_NAME};
 use crate::upkeep::{Parts, Upkeep};
+use crate::upstream;
 
 /// Names of which one is in every store.
 const STORE_NAMES: [&str; 2] = ["LOCK", "roadstead.db"];
@@ -53,6 +59,8 @@ pub enum AccessError {
         reason: String,
     },
     Open(OpenError),
+    /// The upstreams of the configuration cannot be set up.
+    Upstreams(String),
     /// The runtime is shutting down.
     Interrupted,
 }
@@ -91,9 +99,49 @@ impl StoreAccess {
             shutdown: stop.clone(),
             settings: rooms::upkeep(config),
         };
-        let admin = Admin::new(Upkeep::new(parts, &mut registry));
-        Ok(Self::Stopped(StoppedStore { content, admin, tasks, stop }))
+        let upkeep = Upkeep::new(parts, &mut registry);
+        match desk(config, &content, (&tasks, &stop), &mut registry) {
+            Ok(desk) => {
+                let admin = Admin::new(upkeep, desk);
+                Ok(Self::Stopped(StoppedStore { content, admin, tasks, stop }))
+            }
+            Err(error) => {
+                content.close().await;
+                Err(AccessError::Upstreams(error.to_string()))
+            }
+        }
     }
+}
+
+/// The desk over a store that no server has open: it knows all names of the configuration and asks nobody.
+fn desk(
+    config: &Config,
+    content: &Content,
+    (tasks, stop): (&TaskTracker, &CancellationToken),
+    metrics: &mut Registry,
+) -> Result<Desk, StartError> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let asks_nobody = Config { offline: true, ..config.clone() };
+    let mut set = UpstreamSet::new(upstream::Shared {
+        clock: Arc::clone(&clock),
+        tasks: tasks.clone(),
+        instance_id: "roadstead-at-rest".to_owned(),
+        metrics: upstream::Metrics::new(metrics),
+        proxies: config.system_proxy.clone(),
+        search_path: config.search_path.clone(),
+        shutdown: stop.clone(),
+    });
+    let upstreams = set.build(&asks_nobody)?;
+    let proxy = Proxy::new(proxy::Parts {
+        content: content.clone(),
+        clock: Arc::clone(&clock),
+        tasks: tasks.clone(),
+        shutdown: stop.clone(),
+        metrics: proxy::Metrics::new(metrics, Arc::clone(&clock)),
+    });
+    let service = Service::new(upstreams, config.catalog, proxy, content.clone(), metrics);
+    let settings = desk::Settings { at_rest: true, ..rooms::desk(config) };
+    Ok(Desk::new(Arc::new(service), clock, settings))
 }
 
 /// Is there something that may be a store? Opening makes what is missing, and nothing may be made here.
@@ -157,9 +205,44 @@ impl fmt::Display for AccessError {
                 }
                 Ok(())
             }
+            Self::Upstreams(error) => f.write_str(error),
             Self::Interrupted => f.write_str("stopped while opening the store"),
         }
     }
 }
 
 impl std::error::Error for AccessError {}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_store_at_rest_has_the_same_answers_and_asks_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("LOCK"), "").unwrap();
+        let config = Config { data: dir.path().to_owned(), ..Config::default() };
+        let StoreAccess::Stopped(store) = StoreAccess::open(&config, false).await.unwrap() else {
+            panic!("nobody else has it");
+        };
+        for (line, status, word) in [
+            ("GET /api/v1/usage", "200", "\"objects\":0"),
+            ("GET /api/v1/images?within=docker.io", "200", "\"items\":[]"),
+            ("GET /api/v1/explain?image=nginx", "200", "No server runs"),
+            ("POST /api/v1/pins?scope=nginx", "200", "docker.io/library/nginx"),
+            ("POST /api/v1/refresh?image=nginx", "409", "\"reason\":\"offline\""),
+            ("GET /api/v1/inspect?image=nginx", "404", "\"reason\":\"unknown_image\""),
+        ] {
+            let mut stream = store.connect();
+            let request = format!("{line} HTTP/1.1\r\nHost: roadstead\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{line}: {answer}");
+            assert!(answer.contains(word), "{line}: {answer}");
+        }
+        store.close().await;
+    }
+}

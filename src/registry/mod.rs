@@ -1,5 +1,8 @@
 //! The one service that the faces talk to: finds the repository for a name and answers in domain terms.
 
+mod as_of;
+mod deletion;
+pub mod desk;
 mod error;
 mod locate;
 mod reply;
@@ -7,6 +10,7 @@ mod service;
 mod unknown;
 
 pub use crate::proxy::Ready;
+pub use deletion::Removal;
 pub use error::{Error, Refusal};
 pub use locate::{Addressing, Family, Repository, Upstream, Upstreams};
 pub use reply::{

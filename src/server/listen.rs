@@ -132,7 +132,7 @@ impl Server {
 }
 
 /// Opens one listener.
-fn open(
+pub(super) fn open(
     address: SocketAddr,
     setting: &'static str,
 ) -> Result<(TcpListener, SocketAddr), BindError> {

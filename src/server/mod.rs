@@ -34,7 +34,7 @@ mod slots;
 mod v2;
 
 pub use access::{ACCESS_TARGET, AccessFields, AccessLine, AccessLog};
-pub use admin::{Admin, AdminSocket, SOCKET_NAME};
+pub use admin::{Admin, AdminListener, AdminSocket, GuardedListener, SOCKET_NAME, TOKEN_FILE};
 pub use error::BindError;
 pub use listen::Server;
 pub use metrics::Metrics;

@@ -1,151 +1,253 @@
 //! The requests of the admin API and their answers (docs/admin-api.md).
 
+use std::net::IpAddr;
+use std::sync::Arc;
+
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, ORIGIN};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::{Response, StatusCode};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 
 use super::body::Body;
+use super::gate::{self, Gate, Shut};
+use super::routes::{self, Asked, Kind, ROOT, Unread};
+use crate::registry::desk::{self, Desk};
 use crate::server::reply::{self, admin as status};
-use crate::upkeep::{Busy, JobKind, Upkeep};
+use crate::upkeep::{Busy, Job, JobKind, Upkeep};
 
 /// The number in the path: it changes when answers change in a way that breaks programs.
 const VERSION: u32 = 1;
-const ROOT: &str = "/api/v1";
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const JSON_LINES: HeaderValue = HeaderValue::from_static("application/x-ndjson");
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"roadstead\"");
+/// The description of all this (OpenAPI 3.1), held against the routes by a test.
+pub(super) const OPENAPI: &str = include_str!("../../../docs/openapi.json");
+
+/// Every word that a refusal may have.
+#[cfg(test)]
+const REASONS: [&str; 20] = [
+    "host",
+    "origin",
+    "token",
+    "no_such_path",
+    "method",
+    "query",
+    "busy",
+    "image",
+    "scope",
+    "digest",
+    "value",
+    "unknown_registry",
+    "unknown_image",
+    "absent",
+    "unknown_digest",
+    "unknown_rule",
+    "held",
+    "offline",
+    "too_many_rules",
+    "store",
+];
 
 /// The handlers, and what they work on. Clones are handles to the same.
 #[derive(Clone, Debug)]
 pub struct Admin {
     upkeep: Upkeep,
-}
-
-/// What is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Asked {
-    About,
-    Begin(JobKind),
+    desk: Desk,
+    /// On a TCP connection: what a request needs, and the address that it came to.
+    gate: Option<(Arc<Gate>, IpAddr)>,
 }
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Refused {
-    Origin,
-    NoSuchPath,
-    Method { allowed: &'static str },
-    Query(String),
+    Shut(Shut),
+    Unread(Unread),
+    Desk(desk::Error),
     Busy(Busy),
 }
 
 impl Admin {
-    pub fn new(upkeep: Upkeep) -> Self {
-        Self { upkeep }
+    /// For the owner of the data: the unix socket, or a command on a stopped store.
+    pub fn new(upkeep: Upkeep, desk: Desk) -> Self {
+        Self { upkeep, desk, gate: None }
+    }
+
+    /// The same for a connection that came over TCP to the address `local`.
+    pub(super) fn behind(&self, gate: &Arc<Gate>, local: IpAddr) -> Self {
+        Self { gate: Some((Arc::clone(gate), local)), ..self.clone() }
     }
 
     /// Answers one request; its body was not read, and never is.
     pub(super) async fn answer(&self, parts: &Parts) -> Response<Body> {
-        let asked = match read(parts) {
-            Ok(asked) => asked,
-            Err(refused) => return refused.response(),
-        };
-        tracing::info!(method = %parts.method, path = parts.uri.path(), "a request to the admin API");
-        match asked {
+        match self.try_answer(parts).await {
+            Ok(response) => response,
+            Err(refused) => refused.response(),
+        }
+    }
+
+    async fn try_answer(&self, parts: &Parts) -> Result<Response<Body>, Refused> {
+        match &self.gate {
+            Some((gate, local)) => gate.admits(parts, *local).map_err(Refused::Shut)?,
+            // A unix socket has no origin: whoever sends one is a browser that was led here.
+            None if gate::is_of_a_page(&parts.headers) => return Err(Refused::Shut(Shut::Origin)),
+            None => {}
+        }
+        let (method, path) = (parts.method.as_str(), parts.uri.path());
+        let asked = routes::read(method, path, parts.uri.query().unwrap_or_default());
+        let asked = asked.map_err(Refused::Unread)?;
+        // Without the parameters: a reason or a name is nobody's business but the store's.
+        tracing::info!(method, path, "a request to the admin API");
+        self.handle(asked).await
+    }
+
+    async fn handle(&self, asked: Asked) -> Result<Response<Body>, Refused> {
+        let desk = &self.desk;
+        Ok(match asked {
             Asked::About => {
                 let version = env!("CARGO_PKG_VERSION");
                 let pid = std::process::id();
-                let about =
-                    json!({ "name": "roadstead", "version": version, "api": VERSION, "pid": pid });
-                whole(reply::OK, &about)
+                whole(
+                    &json!({ "name": "roadstead", "version": version, "api": VERSION, "pid": pid }),
+                )
             }
-            Asked::Begin(kind) => match self.upkeep.begin(kind).await {
-                Ok(job) => with(reply::OK, JSON_LINES, Body::story(job)),
-                Err(busy) => Refused::Busy(busy).response(),
-            },
-        }
+            Asked::OpenApi => {
+                with(reply::OK, JSON, Body::whole(Bytes::from_static(OPENAPI.as_bytes())))
+            }
+            Asked::Images { within, after, limit } => {
+                whole(&desk.images(within.as_deref(), after.as_deref(), limit).await?)
+            }
+            Asked::Inspect { image } => whole(&desk.inspect(&image).await?),
+            Asked::History { image, before, limit } => {
+                whole(&desk.history(&image, before, limit).await?)
+            }
+            Asked::Explain { image } => whole(&desk.explain(&image).await?),
+            Asked::Locked { images } => whole(&json!({ "images": desk.locked(&images).await? })),
+            Asked::Usage => whole(&desk.usage().await?),
+            Asked::Rules(Kind::Pin) => whole(&json!({ "rules": desk.pins() })),
+            Asked::Rules(Kind::Freeze) => whole(&json!({ "rules": desk.freezes() })),
+            Asked::AddRule { kind, scope, until, reason } => whole(&match kind {
+                Kind::Pin => desk.pin(&scope, until, &reason).await?,
+                Kind::Freeze => desk.freeze(&scope, until, &reason).await?,
+            }),
+            Asked::RemoveRule { kind, which } => {
+                let removed = match kind {
+                    Kind::Pin => desk.unpin(&which).await?,
+                    Kind::Freeze => desk.unfreeze(&which).await?,
+                };
+                whole(&json!({ "removed": removed }))
+            }
+            Asked::DeleteImage { image, force } => whole(&desk.delete_image(&image, force).await?),
+            Asked::DeleteBlob { digest, force } => whole(&desk.delete_blob(&digest, force).await?),
+            Asked::Refresh { image } => whole(&desk.refresh(&image).await?),
+            Asked::Verify { repair: false } => self.begin(JobKind::Verify).await?,
+            Asked::Verify { repair: true } => self.begin(JobKind::Repair).await?,
+            Asked::Reindex => self.begin(JobKind::Reindex).await?,
+            Asked::Collect { dry_run: false } => self.begin(JobKind::Gc).await?,
+            Asked::Collect { dry_run: true } => self.begin(JobKind::GcDryRun).await?,
+            Asked::Purge { within, extent } => {
+                let within = desk.known_within(&within, extent).await?;
+                story(self.upkeep.purge(within).await)?
+            }
+        })
+    }
+
+    async fn begin(&self, kind: JobKind) -> Result<Response<Body>, Refused> {
+        story(self.upkeep.begin(kind).await)
     }
 }
 
-/// Reads what a request asks; touches nothing.
-fn read(parts: &Parts) -> Result<Asked, Refused> {
-    // A unix socket has no host and no origin: whoever sends one is a browser that was led here.
-    if parts.headers.contains_key(ORIGIN) {
-        return Err(Refused::Origin);
+impl From<desk::Error> for Refused {
+    fn from(error: desk::Error) -> Self {
+        Self::Desk(error)
     }
-    let query = parts.uri.query().unwrap_or_default();
-    let path = parts.uri.path().strip_prefix(ROOT).ok_or(Refused::NoSuchPath)?;
-    let (allowed, asked) = match path {
-        "" | "/" => ("GET, HEAD", none(query).map(|()| Asked::About)),
-        "/verify" => (
-            "POST",
-            flag(query, "repair")
-                .map(|repair| Asked::Begin(if repair { JobKind::Repair } else { JobKind::Verify })),
-        ),
-        "/reindex" => ("POST", none(query).map(|()| Asked::Begin(JobKind::Reindex))),
-        _ => return Err(Refused::NoSuchPath),
-    };
-    if !allowed.split(", ").any(|method| parts.method.as_str() == method) {
-        return Err(Refused::Method { allowed });
-    }
-    asked
-}
-
-/// A query without parameters.
-fn none(query: &str) -> Result<(), Refused> {
-    if query.is_empty() { Ok(()) } else { Err(Refused::Query(unknown(query))) }
-}
-
-/// A query of at most one parameter, which is `true` or `false`; what is misspelt is refused, because it would mean "no".
-fn flag(query: &str, name: &str) -> Result<bool, Refused> {
-    let value = match query.split_once('=') {
-        _ if query.is_empty() => return Ok(false),
-        Some((found, value)) if found == name => value,
-        _ => return Err(Refused::Query(unknown(query))),
-    };
-    match value {
-        "true" => Ok(true),
-        "false" => Ok(false),
-        _ => Err(Refused::Query(format!("{name} is true or false"))),
-    }
-}
-
-fn unknown(query: &str) -> String {
-    format!("{query:?} is no parameter here")
 }
 
 impl Refused {
-    fn response(&self) -> Response<Body> {
-        let (code, reason, message) = match self {
-            Self::Origin => (
-                status::FORBIDDEN,
-                "origin",
-                "requests with an Origin header are refused: this is no API for web pages"
-                    .to_owned(),
-            ),
-            Self::NoSuchPath => (
-                status::NOT_FOUND,
-                "no_such_path",
-                format!("no such path; the API lives below {ROOT}/"),
-            ),
-            Self::Method { allowed } => {
-                (status::NOT_ALLOWED, "method", format!("the method here is {allowed}"))
+    fn reason(&self) -> &'static str {
+        // A new word also goes into `REASONS`, by which the documentation is checked.
+        match self {
+            Self::Shut(Shut::Host) => "host",
+            Self::Shut(Shut::Origin) => "origin",
+            Self::Shut(Shut::NoToken | Shut::WrongToken) => "token",
+            Self::Unread(Unread::NoSuchPath) => "no_such_path",
+            Self::Unread(Unread::Method(_)) => "method",
+            Self::Unread(Unread::Query(_)) => "query",
+            Self::Desk(error) => error.reason.as_str(),
+            Self::Busy(_) => "busy",
+        }
+    }
+
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Shut(Shut::Host | Shut::Origin) => status::FORBIDDEN,
+            Self::Shut(Shut::NoToken | Shut::WrongToken) => status::UNAUTHORIZED,
+            Self::Unread(Unread::NoSuchPath) => status::NOT_FOUND,
+            Self::Unread(Unread::Method(_)) => status::NOT_ALLOWED,
+            Self::Unread(Unread::Query(_)) => status::BAD_REQUEST,
+            Self::Desk(error) => status::of(error.reason),
+            Self::Busy(_) => status::BUSY,
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::Shut(Shut::Host) => "the Host header names neither localhost, nor the address of this listener, nor a name of `admin_hosts`".to_owned(),
+            Self::Shut(Shut::Origin) => {
+                "requests with an Origin header are refused: this is no API for web pages".to_owned()
             }
-            Self::Query(message) => (status::BAD_REQUEST, "query", message.clone()),
-            Self::Busy(busy) => (status::BUSY, "busy", busy.to_string()),
-        };
-        let mut response =
-            whole(code, &json!({ "error": { "reason": reason, "message": message } }));
-        if let Self::Method { allowed } = self {
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+            Self::Shut(Shut::NoToken) => {
+                "want Authorization: Bearer and the token in the file admin-token in the data directory".to_owned()
+            }
+            Self::Shut(Shut::WrongToken) => {
+                "the token is not the one in the file admin-token in the data directory".to_owned()
+            }
+            Self::Unread(Unread::NoSuchPath) => {
+                format!("no such path; the API lives below {ROOT}/, and {ROOT}/openapi.json describes it")
+            }
+            Self::Unread(Unread::Method(allowed)) => format!("the method here is {allowed}"),
+            Self::Unread(Unread::Query(message)) => message.clone(),
+            Self::Desk(error) => error.message.clone(),
+            Self::Busy(busy) => busy.to_string(),
+        }
+    }
+
+    fn response(&self) -> Response<Body> {
+        let mut error = json!({ "reason": self.reason(), "message": self.message() });
+        if let Self::Desk(desk::Error { holds, .. }) = self
+            && !holds.is_empty()
+        {
+            error["holds"] = json!(holds);
+        }
+        let mut response = json_of(self.status(), &json!({ "error": error }));
+        match self {
+            Self::Unread(Unread::Method(allowed)) => {
+                let allowed = HeaderValue::from_str(allowed);
+                let allowed = allowed.expect("the table's methods are plain words");
+                response.headers_mut().insert(ALLOW, allowed);
+            }
+            Self::Shut(Shut::NoToken | Shut::WrongToken) => {
+                response.headers_mut().insert(WWW_AUTHENTICATE, CHALLENGE);
+            }
+            _ => {}
         }
         response
     }
 }
 
-fn whole(code: StatusCode, value: &Value) -> Response<Body> {
-    let mut text = value.to_string();
-    text.push('\n');
+fn story(job: Result<Job, Busy>) -> Result<Response<Body>, Refused> {
+    let job = job.map_err(Refused::Busy)?;
+    Ok(with(reply::OK, JSON_LINES, Body::story(job)))
+}
+
+fn whole(value: &impl Serialize) -> Response<Body> {
+    json_of(reply::OK, value)
+}
+
+fn json_of(code: StatusCode, value: &impl Serialize) -> Response<Body> {
+    let mut text = serde_json::to_vec(value).expect("answers are plain data with text keys");
+    text.push(b'\n');
     with(code, JSON, Body::whole(Bytes::from(text)))
 }
 
@@ -158,50 +260,5 @@ fn with(code: StatusCode, content_type: HeaderValue, body: Body) -> Response<Bod
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn asked(method: &str, uri: &str) -> Result<Asked, Refused> {
-        let (parts, ()) =
-            http::Request::builder().method(method).uri(uri).body(()).unwrap().into_parts();
-        read(&parts)
-    }
-
-    #[test]
-    fn every_path_has_its_method_and_its_parameters() {
-        assert_eq!(asked("GET", "/api/v1/"), Ok(Asked::About));
-        assert_eq!(asked("HEAD", "/api/v1"), Ok(Asked::About));
-        for (uri, kind) in [
-            ("/api/v1/verify", JobKind::Verify),
-            ("/api/v1/verify?repair=false", JobKind::Verify),
-            ("/api/v1/verify?repair=true", JobKind::Repair),
-            ("/api/v1/reindex", JobKind::Reindex),
-        ] {
-            assert_eq!(asked("POST", uri), Ok(Asked::Begin(kind)), "{uri}");
-            assert_eq!(asked("GET", uri), Err(Refused::Method { allowed: "POST" }), "{uri}");
-        }
-        for uri in
-            ["/", "/v2/", "/api/v2/verify", "/api/v1verify", "/api/v1/verify/", "/api/v1//reindex"]
-        {
-            assert_eq!(asked("POST", uri), Err(Refused::NoSuchPath), "{uri}");
-        }
-        for uri in [
-            "/api/v1/verify?repair",
-            "/api/v1/verify?repair=",
-            "/api/v1/verify?repair=yes",
-            "/api/v1/verify?repair=true&repair=false",
-            "/api/v1/verify?repiar=true",
-            "/api/v1/reindex?repair=true",
-        ] {
-            assert!(matches!(asked("POST", uri), Err(Refused::Query(_))), "{uri}");
-        }
-    }
-
-    #[test]
-    fn a_page_of_a_browser_does_not_get_through() {
-        let request = http::Request::post("/api/v1/verify").header(ORIGIN, "null");
-        let (parts, ()) = request.body(()).unwrap().into_parts();
-        assert_eq!(read(&parts), Err(Refused::Origin));
-        assert_eq!(Refused::Origin.response().status(), status::FORBIDDEN);
-    }
-}
+#[path = "openapi_tests.rs"]
+mod openapi_tests;

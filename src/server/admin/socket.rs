@@ -5,27 +5,20 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::net::{UnixListener, UnixSocket};
-use tokio::sync::Semaphore;
-use tokio::time::sleep;
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::accept::{Accept, serve_all};
 use super::api::Admin;
 
 /// The socket in the data directory.
 pub const SOCKET_NAME: &str = "admin.sock";
 /// The longest path that a unix socket can have (unix(7), `sun_path` with its zero byte).
 const SOCKET_PATH_MAX: usize = 107;
-/// Connections at a time; a few commands and a monitor.
-const CONNECTIONS: usize = 16;
 /// Connections that wait in the kernel.
 const BACKLOG: u32 = 16;
-/// After an accept that failed for want of something.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// The socket, open and not yet served.
 #[derive(Debug)]
@@ -61,32 +54,18 @@ impl AdminSocket {
 
     /// Serves until `shutdown`.
     pub async fn serve(self, admin: Admin, shutdown: CancellationToken, tasks: TaskTracker) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        loop {
-            let accepted = tokio::select! {
-                () = shutdown.cancelled() => break,
-                accepted = async {
-                    let place = Arc::clone(&places).acquire_owned().await;
-                    (place, self.listener.accept().await)
-                } => accepted,
-            };
-            match accepted {
-                (Ok(place), Ok((stream, _address))) => {
-                    let (admin, shutdown) = (admin.clone(), shutdown.clone());
-                    tasks.spawn(async move {
-                        admin.serve(stream, shutdown).await;
-                        drop(place);
-                    });
-                }
-                (_, accepted) => {
-                    if let Err(error) = accepted {
-                        tracing::warn!(%error, "the admin socket cannot accept connections for a moment");
-                    }
-                    sleep(PAUSE).await;
-                }
-            }
-        }
+        serve_all(&self, &admin, &shutdown, &tasks).await;
         drop(self.file);
+    }
+}
+
+impl Accept for AdminSocket {
+    const NAME: &'static str = "the admin socket";
+    type Stream = UnixStream;
+
+    async fn accept(&self, admin: &Admin) -> io::Result<(UnixStream, Admin)> {
+        let (stream, _address) = self.listener.accept().await?;
+        Ok((stream, admin.clone()))
     }
 }
 

@@ -21,6 +21,7 @@ use super::*;
 use crate::clock::{ManualClock, Timestamp};
 use crate::content::{self, Content, MinFree};
 use crate::oci::Digest;
+use crate::registry::desk;
 use crate::upkeep::{Parts, Settings, Upkeep};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -50,7 +51,10 @@ impl Desk {
             shutdown: stop.clone(),
             settings: Settings::default(),
         };
-        let admin = Admin::new(Upkeep::new(parts, &mut registry));
+        let clock = Arc::clone(&parts.clock);
+        let nothing = Arc::new(crate::registry::Registry::serving_nothing());
+        let desk = desk::Desk::new(nothing, clock, desk::Settings::default());
+        let admin = Admin::new(Upkeep::new(parts, &mut registry), desk);
         let socket = AdminSocket::bind(dir.path()).unwrap();
         let serving = tasks.spawn(socket.serve(admin, stop.clone(), tasks.clone()));
         Self { dir, content, tasks, stop, serving }

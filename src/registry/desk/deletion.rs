@@ -1,0 +1,263 @@
+//! Deletion: what may go, what it would break, and what is left broken if somebody insists.
+//!
+//! What must hold: without force nothing goes that a pin, a freeze or a present revision wants; a refusal lists what keeps it and changes
+//! nothing; force says which images are incomplete afterwards. Tags and revisions leave at once, their content after the grace time.
+
+use super::error::{Error, Reason};
+use super::image::{self, Image};
+use super::inspect::{named, needed_by, of_need, of_policy};
+use super::model::{Deletion, Hold};
+use super::service::{Desk, never_of_the_tag};
+use crate::clock::Timestamp;
+use crate::content::{HOLDERS_MAX, KeepVerdict, Left, verdict};
+use crate::metadata::{self, Deleted, Holder, Holders, Metadata, RepositoryKey, RuleKind, Rules};
+use crate::oci::{Digest, Tag};
+
+/// What somebody wants to delete.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::registry) enum HoldsAsked<'a> {
+    /// A tag, or a revision of it.
+    Tag(&'a Tag),
+    Revision(&'a Digest),
+}
+
+/// What keeps it: rules of the operator, and present revisions of the repository that need it.
+pub(in crate::registry) async fn holds(
+    metadata: &Metadata,
+    key: &RepositoryKey,
+    asked: HoldsAsked<'_>,
+    now: Timestamp,
+) -> Result<Vec<Hold>, metadata::Error> {
+    let rules = metadata.rules();
+    Ok(match asked {
+        HoldsAsked::Tag(tag) => rules_on_tag(&rules, now, key, tag),
+        HoldsAsked::Revision(digest) => {
+            let holders = metadata.holders(digest, HOLDERS_MAX).await?;
+            let mut holds = rules_on_revision(&rules, now, key, (digest, &holders));
+            holds.extend(needed_in(key, digest, &holders));
+            holds
+        }
+    })
+}
+
+impl Desk {
+    /// Deletes a tag (`repository:tag`), one revision of a tag (`repository:tag@digest`) or a revision (`repository@digest`).
+    pub async fn delete_image(&self, text: &str, force: bool) -> Result<Deletion, Error> {
+        let image = self.image(text)?;
+        match (&image.tag, &image.digest) {
+            (Some(tag), None) => self.delete_tag(&image, tag, force).await,
+            (Some(tag), Some(digest)) => self.delete_link(&image, tag, digest, force).await,
+            (None, Some(digest)) => self.delete_revision(&image, digest, force).await,
+            (None, None) => {
+                let name = image::of_repository(&image.key);
+                let message = format!(
+                    "{name} is a whole repository; say which tag ({name}:latest) or revision ({name}@sha256:...), or purge it"
+                );
+                Err(Error::new(Reason::Image, message))
+            }
+        }
+    }
+
+    async fn delete_tag(&self, image: &Image, tag: &Tag, force: bool) -> Result<Deletion, Error> {
+        if self.metadata().tag(&image.key, tag).await?.is_none() {
+            return Err(image.unknown());
+        }
+        refuse_held(image, rules_on_tag(&self.rules(), self.now(), &image.key, tag), force)?;
+        let deleted = self.metadata().delete_tag(&image.key, tag).await?;
+        self.done(image, deleted)
+    }
+
+    async fn delete_link(
+        &self,
+        image: &Image,
+        tag: &Tag,
+        digest: &Digest,
+        force: bool,
+    ) -> Result<Deletion, Error> {
+        if self.metadata().tag(&image.key, tag).await?.is_none() {
+            return Err(image.unknown());
+        }
+        if !self.metadata().was_tagged(&image.key, tag, digest).await? {
+            return Err(never_of_the_tag(image));
+        }
+        refuse_held(image, rules_on_tag(&self.rules(), self.now(), &image.key, tag), force)?;
+        let deleted = self.metadata().delete_link(&image.key, tag, digest).await?;
+        self.done(image, deleted)
+    }
+
+    async fn delete_revision(
+        &self,
+        image: &Image,
+        digest: &Digest,
+        force: bool,
+    ) -> Result<Deletion, Error> {
+        if self.metadata().revision(&image.key, digest).await?.is_none() {
+            return Err(image.unknown());
+        }
+        let holders = self.metadata().holders(digest, HOLDERS_MAX).await?;
+        let needed = needed_in(&image.key, digest, &holders);
+        let mut holds =
+            rules_on_revision(&self.rules(), self.now(), &image.key, (digest, &holders));
+        holds.extend(needed.iter().cloned());
+        refuse_held(image, holds, force)?;
+        let forced = if needed.is_empty() {
+            Deletion::default()
+        } else {
+            // First, so that an order that is cut short can be given again: the revision is still known then.
+            self.take_bytes(digest, Some(&image.key)).await?
+        };
+        let deleted = self.metadata().delete_revision(&image.key, digest).await?;
+        let Deletion { removed, incomplete, .. } = forced;
+        Ok(Deletion { removed, incomplete, ..self.done(image, deleted)? })
+    }
+
+    /// Takes the bytes of a blob or manifest away, wherever it belongs.
+    pub async fn delete_blob(&self, text: &str, force: bool) -> Result<Deletion, Error> {
+        let digest = image::digest(text)?;
+        let not_here = |message: String| Error::new(Reason::UnknownDigest, message);
+        match self.metadata().object(&digest).await? {
+            Some(object) if object.present => {}
+            Some(_) => {
+                return Err(not_here(format!("{digest} is known, and its bytes are not here")));
+            }
+            None => return Err(not_here(format!("nothing is known of {digest}"))),
+        }
+        let holders = self.metadata().holders(&digest, HOLDERS_MAX).await?;
+        if !force {
+            let policy = &self.settings().policy;
+            let kept = match verdict(&holders, &self.rules(), policy, self.now()) {
+                KeepVerdict::Kept(kept) => Some(of_policy(&kept)),
+                KeepVerdict::Free | KeepVerdict::Last => None,
+            };
+            let needing = holders.revisions.iter().filter(|holder| !holder.over_subject);
+            let live = needing.filter(|holder| holder.unlinked.is_none());
+            let holds: Vec<Hold> = kept.into_iter().chain(live.map(of_need)).collect();
+            refuse_held(&digest, holds, force)?;
+        }
+        let deletion = self.take_bytes(&digest, None).await?;
+        if deletion.removed.is_empty() {
+            return Err(not_here(format!("the bytes of {digest} are not here any more")));
+        }
+        Ok(deletion)
+    }
+
+    /// Takes bytes away at once, and tells who is incomplete for it; not the revision itself where it is `leaving` anyway.
+    async fn take_bytes(
+        &self,
+        digest: &Digest,
+        leaving: Option<&RepositoryKey>,
+    ) -> Result<Deletion, Error> {
+        let mut deletion = Deletion::default();
+        let left = self.content().remove(digest).await.map_err(|error| {
+            tracing::warn!(?error, %digest, "content could not be removed");
+            Error::new(
+                Reason::Store,
+                format!("the bytes of {digest} could not be removed; the log says why"),
+            )
+        })?;
+        if matches!(left, Left::Gone(_)) {
+            tracing::info!(%digest, "the bytes of an object were removed on order");
+            deletion.removed.push(digest.to_string());
+        }
+        // Asked afterwards: what came to need it meanwhile is incomplete as well.
+        let holders = self.metadata().holders(digest, HOLDERS_MAX).await?;
+        let leaves =
+            |holder: &Holder| holder.revision == *digest && leaving == Some(&holder.repository);
+        let needing = holders.revisions.iter().filter(|holder| !holder.over_subject);
+        let stay = needing.filter(|holder| holder.unlinked.is_none());
+        deletion.incomplete.extend(stay.filter(|holder| !leaves(holder)).map(named));
+        if holders.more {
+            deletion.incomplete.push("and more".to_owned());
+        }
+        Ok(deletion)
+    }
+
+    /// What was deleted, for the answer.
+    fn done(&self, image: &Image, deleted: Deleted) -> Result<Deletion, Error> {
+        if !deleted.found {
+            return Err(image.unknown());
+        }
+        tracing::info!(%image, tags = deleted.tags.len(), revisions = deleted.revisions.len(), "deleted on order");
+        let waits = !deleted.revisions.is_empty();
+        Ok(Deletion {
+            tags: deleted.tags.iter().map(|tag| image::of_tag(&image.key, tag)).collect(),
+            revisions: deleted
+                .revisions
+                .iter()
+                .map(|one| image::of_revision(&image.key, one))
+                .collect(),
+            collected_after: waits.then(|| self.now().plus(self.settings().delete_grace)),
+            ..Deletion::default()
+        })
+    }
+}
+
+/// Pins and freezes that mean this tag.
+fn rules_on_tag(rules: &Rules, now: Timestamp, key: &RepositoryKey, tag: &Tag) -> Vec<Hold> {
+    let on_tag = |kind: RuleKind, by: &str| {
+        let covering = rules.in_force(kind, now);
+        let covering = covering.filter(|rule| rule.scope.covers_tag(&key.upstream, &key.name, tag));
+        let what = |rule: &metadata::Rule| format!("{by} {} of {}", rule.id, rule.scope);
+        covering.map(|rule| Hold { by: by.to_owned(), what: what(rule) }).collect::<Vec<_>>()
+    };
+    let mut holds = on_tag(RuleKind::Pin, "pin");
+    holds.extend(on_tag(RuleKind::Freeze, "freeze"));
+    holds
+}
+
+/// Pins that mean this revision, by itself or by a tag of the repository that points at it now, and freezes of such tags.
+fn rules_on_revision(
+    rules: &Rules,
+    now: Timestamp,
+    key: &RepositoryKey,
+    (digest, holders): (&Digest, &Holders),
+) -> Vec<Hold> {
+    let here = holders
+        .revisions
+        .iter()
+        .filter(|holder| holder.repository == *key && holder.revision == *digest);
+    let only = Holders { revisions: here.cloned().collect(), ..Holders::default() };
+    match verdict(&only, rules, &crate::content::KeepPolicy::default(), now) {
+        KeepVerdict::Kept(kept) => vec![of_policy(&kept)],
+        KeepVerdict::Free | KeepVerdict::Last => Vec::new(),
+    }
+}
+
+/// Revisions of the repository that need it and do not wait for their own end.
+fn needed_in(key: &RepositoryKey, digest: &Digest, holders: &Holders) -> Vec<Hold> {
+    needed_by(holders, digest).filter(|holder| holder.repository == *key).map(of_need).collect()
+}
+
+/// Without force, what is held stays.
+fn refuse_held(what: &impl std::fmt::Display, holds: Vec<Hold>, force: bool) -> Result<(), Error> {
+    if force || holds.is_empty() {
+        return Ok(());
+    }
+    let message =
+        format!("{what} is kept by {}; take that back first, or force it", summary(&holds));
+    Err(Error { reason: Reason::Held, message, holds })
+}
+
+/// The first of them in words, and how many more.
+fn summary(holds: &[Hold]) -> String {
+    let first = holds.first().map_or("", |hold| hold.what.as_str());
+    match holds.len() {
+        0 | 1 => first.to_owned(),
+        more => format!("{first} and {} more", more - 1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_goes_by_force_alone() {
+        let hold = |what: &str| Hold { by: "pin".to_owned(), what: what.to_owned() };
+        assert_eq!(refuse_held(&"x", Vec::new(), false), Ok(()));
+        assert_eq!(refuse_held(&"x", vec![hold("a")], true), Ok(()));
+        let error = refuse_held(&"x", vec![hold("a"), hold("b"), hold("c")], false).unwrap_err();
+        assert_eq!((error.reason, error.holds.len()), (Reason::Held, 3));
+        assert!(error.message.contains("a and 2 more"), "{error}");
+    }
+}
