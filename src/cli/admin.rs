@@ -1,26 +1,71 @@
-//! The client of the admin API: one request on a connection that is given, and the lines of its answer.
+//! The client of the admin API: one request on a connection of its own, and its answer, whole or line by line.
 //!
-//! The other end is the socket of a running server, or the same handlers in this process. Neither is trusted with memory: lines and
-//! errors have a limit.
+//! The other end is the socket of a running server, a TCP listener, or the same handlers in this process. None is trusted with memory or
+//! time: answers, lines and errors have a limit, and so has the wait for a connection and for the head of an answer.
 
 use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{AUTHORIZATION, HOST, HeaderValue};
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use serde_json::Value;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
-use crate::app::{Event, JobKind};
+use crate::app::{Event, Hold, Secret, StoppedStore};
 
-/// A line of an answer is a few hundred bytes.
+/// Where the API lives.
+const ROOT: &str = "/api/v1";
+/// A line of a job's story is a few hundred bytes.
 const LINE_BYTES_MAX: usize = 64 * 1024;
+/// An answer that is no story: the longest is an inspection of some thousand objects.
+const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// An error's body.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
+/// A listener that does not take a connection within this time is not there.
+const CONNECT_TIME: Duration = Duration::from_secs(10);
+/// The head of an answer; refreshing a tag over a slow line with mirrors takes longest.
+const HEAD_TIME: Duration = Duration::from_secs(120);
+/// What stays as it is in a parameter (RFC 3986, unreserved).
+const PARAMETER: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Where the admin API is.
+#[derive(Debug)]
+pub(super) enum Reach<'a> {
+    /// The socket of the server that has the store; `by` tells who that is.
+    Socket { path: PathBuf, by: String },
+    /// A store that is open in this process.
+    Stopped(&'a StoppedStore),
+    /// A listener somewhere.
+    Tcp { authority: String, token: Secret },
+}
+
+/// Asks one place.
+#[derive(Debug)]
+pub(super) struct Client<'a> {
+    reach: Reach<'a>,
+    /// Connections live here until their answers are dropped.
+    tasks: TaskTracker,
+}
+
+/// A request without a body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Ask {
+    method: Method,
+    /// Path and query, encoded.
+    target: String,
+}
 
 /// The story of a job, line by line.
 #[derive(Debug)]
@@ -30,53 +75,183 @@ pub(super) struct Lines {
     ended: bool,
 }
 
-/// Why there is no line.
+/// Why there is no answer.
 #[derive(Debug)]
 pub(super) enum Trouble {
-    /// The API refused, with these words.
-    Refused(String),
+    /// The API refused.
+    Refused(Refusal),
+    /// Whoever answered is no admin API.
+    Foreign {
+        status: u16,
+    },
+    /// Nobody took the connection at this place.
+    Unreachable {
+        place: String,
+        error: io::Error,
+    },
     Connection(hyper::Error),
+    /// The head of the answer did not come in time.
+    Silent,
     /// The answer is none that this program understands.
     Strange,
 }
 
-/// Begins a job over `stream`. The connection lives in `tasks` until the answer is dropped.
-pub(super) async fn begin(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    tasks: &TaskTracker,
-    kind: JobKind,
-) -> Result<Lines, Trouble> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    tasks.spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "the connection to the admin API ended early");
+/// What the API said, in a word, a sentence, and what stands in the way.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(super) struct Refusal {
+    pub(super) reason: String,
+    pub(super) message: String,
+    #[serde(default)]
+    pub(super) holds: Vec<Hold>,
+}
+
+#[derive(Deserialize)]
+struct RefusalBody {
+    error: Refusal,
+}
+
+impl Ask {
+    pub(super) fn get(path: &str) -> Self {
+        Self::new(Method::GET, path)
+    }
+
+    pub(super) fn post(path: &str) -> Self {
+        Self::new(Method::POST, path)
+    }
+
+    pub(super) fn delete(path: &str) -> Self {
+        Self::new(Method::DELETE, path)
+    }
+
+    fn new(method: Method, path: &str) -> Self {
+        Self { method, target: format!("{ROOT}{path}") }
+    }
+
+    /// The same with a parameter more.
+    pub(super) fn with(mut self, name: &str, value: &str) -> Self {
+        self.target.push(if self.target.contains('?') { '&' } else { '?' });
+        self.target.push_str(name);
+        self.target.push('=');
+        self.target.extend(utf8_percent_encode(value, PARAMETER));
+        self
+    }
+
+    /// The same with a parameter more if there is a value.
+    pub(super) fn with_some(self, name: &str, value: Option<&str>) -> Self {
+        match value {
+            Some(value) => self.with(name, value),
+            None => self,
         }
-    });
-    let path = match kind {
-        JobKind::Verify => "/api/v1/verify",
-        JobKind::Repair => "/api/v1/verify?repair=true",
-        JobKind::Reindex => "/api/v1/reindex",
-    };
-    let request = Request::builder().method(Method::POST).uri(path).header("Host", "roadstead");
-    let request = request.body(Empty::<Bytes>::new()).expect("the request is made of constants");
-    let response = sender.send_request(request).await?;
-    if response.status().is_success() {
-        let body = response.into_body();
-        Ok(Lines { body, buffer: Vec::new(), ended: false })
-    } else {
-        Err(Trouble::Refused(refusal(response).await))
+    }
+
+    /// The same with `name=true` if it is so.
+    pub(super) fn with_flag(self, name: &str, set: bool) -> Self {
+        self.with_some(name, set.then_some("true"))
     }
 }
 
+impl<'a> Client<'a> {
+    pub(super) fn new(reach: Reach<'a>) -> Self {
+        Self { reach, tasks: TaskTracker::new() }
+    }
+
+    /// How the work is done, for people.
+    pub(super) fn through(&self) -> String {
+        match &self.reach {
+            Reach::Socket { by, .. } => format!("through the running roadstead ({by})"),
+            Reach::Stopped(_) => "directly: no server runs".to_owned(),
+            Reach::Tcp { authority, .. } => format!("through the roadstead at {authority}"),
+        }
+    }
+
+    /// Asks, and reads the whole answer: as it came, on one line, and what it says.
+    pub(super) async fn ask<T: DeserializeOwned>(&self, ask: Ask) -> Result<(String, T), Trouble> {
+        let body = self.send(ask).await?.into_body();
+        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
+            Ok(error) => Trouble::Connection(*error),
+            Err(_longer_than_the_limit) => Trouble::Strange,
+        })?;
+        let bytes = body.to_bytes();
+        let text = std::str::from_utf8(&bytes).map_err(|_invalid| Trouble::Strange)?.trim();
+        let answer = serde_json::from_str(text).map_err(|_invalid| Trouble::Strange)?;
+        // Only white space between the fields can be a line feed.
+        Ok((text.replace(['\n', '\r'], " "), answer))
+    }
+
+    /// Begins a job.
+    pub(super) async fn begin(&self, ask: Ask) -> Result<Lines, Trouble> {
+        let body = self.send(ask).await?.into_body();
+        Ok(Lines { body, buffer: Vec::new(), ended: false })
+    }
+
+    async fn send(&self, ask: Ask) -> Result<Response<Incoming>, Trouble> {
+        match &self.reach {
+            Reach::Socket { path, by } => {
+                let place =
+                    || format!("the store is in use by {by}, whose socket {}", path.display());
+                let stream = connect(UnixStream::connect(path), place).await?;
+                self.exchange(stream, ask).await
+            }
+            Reach::Stopped(store) => self.exchange(store.connect(), ask).await,
+            Reach::Tcp { authority, .. } => {
+                let place = || format!("http://{authority}");
+                let stream = connect(TcpStream::connect(authority.as_str()), place).await?;
+                self.exchange(stream, ask).await
+            }
+        }
+    }
+
+    async fn exchange(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        ask: Ask,
+    ) -> Result<Response<Incoming>, Trouble> {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        self.tasks.spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "the connection to the admin API ended early");
+            }
+        });
+        let mut request = Request::builder().method(ask.method).uri(&ask.target);
+        match &self.reach {
+            Reach::Tcp { authority, token } => {
+                let bearer = HeaderValue::try_from(format!("Bearer {}", token.reveal()));
+                let mut bearer = bearer.expect("a token was checked when it was read");
+                bearer.set_sensitive(true);
+                request = request.header(HOST, authority).header(AUTHORIZATION, bearer);
+            }
+            Reach::Socket { .. } | Reach::Stopped(_) => request = request.header(HOST, "roadstead"),
+        }
+        let request = request.body(Empty::<Bytes>::new());
+        let request = request.expect("what is typed was encoded, and the rest is constants");
+        let response = timeout(HEAD_TIME, sender.send_request(request)).await;
+        let response = response.map_err(|_elapsed| Trouble::Silent)??;
+        if response.status().is_success() { Ok(response) } else { Err(refusal(response).await) }
+    }
+}
+
+/// Waits for a connection, but not for ever.
+async fn connect<S>(
+    connecting: impl Future<Output = io::Result<S>>,
+    place: impl FnOnce() -> String,
+) -> Result<S, Trouble> {
+    let connected = timeout(CONNECT_TIME, connecting).await;
+    let connected = connected.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()));
+    connected.map_err(|error| Trouble::Unreachable { place: place(), error })
+}
+
 /// What an error says.
-async fn refusal(response: Response<Incoming>) -> String {
-    let status = response.status();
+async fn refusal(response: Response<Incoming>) -> Trouble {
+    let status = response.status().as_u16();
     let told = async {
         let body = Limited::new(response.into_body(), ERROR_BYTES_MAX).collect().await.ok()?;
-        let error: Value = serde_json::from_slice(&body.to_bytes()).ok()?;
-        Some(error["error"]["message"].as_str()?.to_owned())
+        serde_json::from_slice::<RefusalBody>(&body.to_bytes()).ok()
     };
-    told.await.unwrap_or_else(|| format!("the admin API answered {status}"))
+    match timeout(HEAD_TIME, told).await {
+        Ok(Some(body)) => Trouble::Refused(body.error),
+        Ok(None) | Err(_) => Trouble::Foreign { status },
+    }
 }
 
 impl Lines {
@@ -116,11 +291,64 @@ impl From<hyper::Error> for Trouble {
 }
 
 impl fmt::Display for Trouble {
+    /// What is wrong, and what to do about it if that is not said already.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused(message) => f.write_str(message),
+            Self::Refused(refusal) => {
+                f.write_str(&refusal.message)?;
+                if refusal.reason == "no_such_path" {
+                    f.write_str("; the server is of an older version")?;
+                }
+                Ok(())
+            }
+            Self::Foreign { status } => write!(
+                f,
+                "what answered ({status}) is no admin API of roadstead; check the address (admin_listen is not listen)"
+            ),
+            Self::Unreachable { place, error } => {
+                write!(f, "{place} cannot be reached: {error}")
+            }
             Self::Connection(error) => write!(f, "the connection to the store broke: {error}"),
+            Self::Silent => {
+                write!(
+                    f,
+                    "no answer within {} s; whether it was done is not known",
+                    HEAD_TIME.as_secs()
+                )
+            }
             Self::Strange => f.write_str("the answer is of another version of roadstead"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_encoded() {
+        let ask = Ask::delete("/images")
+            .with("image", "a.b/c:1&force=true #é%")
+            .with_some("after", None)
+            .with_flag("dry_run", false)
+            .with_flag("force", true);
+        assert_eq!(ask.method, Method::DELETE);
+        assert_eq!(
+            ask.target,
+            "/api/v1/images?image=a.b%2Fc%3A1%26force%3Dtrue%20%23%C3%A9%25&force=true"
+        );
+        assert!(http::Uri::try_from(&ask.target).is_ok());
+    }
+
+    #[test]
+    fn trouble_says_what_to_do() {
+        let refused = |reason: &str| {
+            let (reason, message) = (reason.to_owned(), "it is so".to_owned());
+            Trouble::Refused(Refusal { reason, message, holds: Vec::new() }).to_string()
+        };
+        assert_eq!(refused("held"), "it is so");
+        assert!(refused("no_such_path").contains("older version"));
+        let foreign = Trouble::Foreign { status: 404 }.to_string();
+        assert!(foreign.contains("404") && foreign.contains("admin_listen"), "{foreign}");
     }
 }

@@ -4,13 +4,21 @@ use std::net::SocketAddr;
 
 use crate::app::{Config, UpstreamConfig};
 
-/// The lines of a start. The first two addresses are those that were really bound.
-pub(super) fn started(config: &Config, data: SocketAddr, observe: SocketAddr) -> String {
+/// The lines of a start. The addresses are those that were really bound.
+pub(super) fn started(
+    config: &Config,
+    data: SocketAddr,
+    observe: SocketAddr,
+    admin: Option<SocketAddr>,
+) -> String {
     let mut lines = vec![
         format!("roadstead {}", env!("CARGO_PKG_VERSION")),
         format!("listening on http://{data}"),
         format!("observability on http://{observe}"),
     ];
+    if let Some(admin) = admin {
+        lines.push(format!("admin API on http://{admin}, behind the token in admin-token"));
+    }
     for upstream in &config.upstreams {
         if let Some(address) = upstream.listen {
             lines.push(format!("listening on http://{address} for {} alone", upstream.name));
@@ -93,8 +101,12 @@ mod tests {
     #[test]
     fn a_start_says_what_a_newcomer_needs() {
         let config = Config { data: "/data".into(), ..Config::default() };
-        let text =
-            started(&config, "127.0.0.1:5000".parse().unwrap(), "127.0.0.1:5010".parse().unwrap());
+        let text = started(
+            &config,
+            "127.0.0.1:5000".parse().unwrap(),
+            "127.0.0.1:5010".parse().unwrap(),
+            None,
+        );
         insta::assert_snapshot!(text.replacen(env!("CARGO_PKG_VERSION"), "VERSION", 1), @r#"
         roadstead VERSION
         listening on http://127.0.0.1:5000

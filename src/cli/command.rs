@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use super::arguments::{Cli, Command, Verify};
-use super::{banner, serve, store};
-use crate::app::{Config, JobKind, Mistake, Sources};
+use super::job::Job;
+use super::request::RuleKind;
+use super::{banner, job, list, lock, request, serve};
+use crate::app::{Config, Mistake, Sources};
 
 /// It could not be done.
 pub(super) const FAILED: u8 = 1;
@@ -29,10 +31,23 @@ pub fn run() -> ExitCode {
     match command {
         Command::Serve(options) => serve::serve(&options.into_sources()),
         Command::CheckConfig(options) => check_config(&options.into_sources()),
-        Command::Verify(Verify { repair, store }) => {
-            store::run(&store, if repair { JobKind::Repair } else { JobKind::Verify })
-        }
-        Command::Reindex(store) => store::run(&store, JobKind::Reindex),
+        Command::Ls(list) => list::tags(&list),
+        Command::History(image) => list::history(&image),
+        Command::Inspect(image) => request::inspect(&image),
+        Command::Explain(image) => request::explain(&image),
+        Command::Pin(rule) => request::rule(RuleKind::Pin, &rule),
+        Command::Unpin(gone) => request::rule_gone(RuleKind::Pin, &gone),
+        Command::Freeze(rule) => request::rule(RuleKind::Freeze, &rule),
+        Command::Unfreeze(gone) => request::rule_gone(RuleKind::Freeze, &gone),
+        Command::Lock(lock) => lock::lock(&lock),
+        Command::Delete(delete) => request::delete(&delete),
+        Command::Refresh(image) => request::refresh(&image),
+        Command::Du(store) => request::usage(&store),
+        Command::Purge(purge) => job::purge(&purge),
+        Command::Gc(gc) => job::run(&gc.store, &Job::Gc { dry_run: gc.dry_run }),
+        Command::Verify(Verify { repair: true, store }) => job::run(&store, &Job::Repair),
+        Command::Verify(Verify { repair: false, store }) => job::run(&store, &Job::Verify),
+        Command::Reindex(store) => job::run(&store, &Job::Reindex),
     }
 }
 
@@ -65,10 +80,16 @@ pub(super) fn refuse_config(mistakes: &[Mistake]) -> ExitCode {
     ExitCode::from(WRONG_USAGE)
 }
 
+/// Text for standard output, as it is.
+pub(super) fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
 /// Lines for standard output. A reader that is gone is no reason to stop.
 pub(super) fn say(text: &str) {
-    let mut out = io::stdout().lock();
-    if let Err(error) = writeln!(out, "{text}").and_then(|()| out.flush()) {
+    if let Err(error) = print(&format!("{text}\n")) {
         tracing::debug!(%error, "standard output is closed");
     }
 }
@@ -79,4 +100,10 @@ pub(super) fn complain(line: &str) {
     if let Err(error) = writeln!(out, "roadstead: {line}") {
         tracing::debug!(%error, "standard error is closed");
     }
+}
+
+/// Says what could not be done.
+pub(super) fn fail(line: &str) -> ExitCode {
+    complain(line);
+    ExitCode::from(FAILED)
 }

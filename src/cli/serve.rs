@@ -8,7 +8,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::banner;
-use super::command::{FAILED, complain, refuse_config, say};
+use super::command::{FAILED, complain, fail, refuse_config, say};
 use crate::app::{App, Config, Running, Sources, Telemetry, raise_file_limit};
 
 /// After everything was told to stop, blocking work on the disk may take this long.
@@ -35,11 +35,6 @@ pub(super) fn serve(sources: &Sources) -> ExitCode {
     code
 }
 
-fn fail(line: &str) -> ExitCode {
-    complain(line);
-    ExitCode::from(FAILED)
-}
-
 fn run(
     runtime: &Runtime,
     config: Config,
@@ -51,7 +46,8 @@ fn run(
         warn(&config);
         let running =
             App::start(config.clone(), telemetry.log()).await.map_err(|error| error.to_string())?;
-        say(&banner::started(&config, running.data_address(), running.observe_address()));
+        let (data, observe) = (running.data_address(), running.observe_address());
+        say(&banner::started(&config, data, observe, running.admin_address()));
         while let Order::Reload = signals.next().await {
             reload(&running, &config, sources, telemetry);
         }
