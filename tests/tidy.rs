@@ -19,8 +19,8 @@ mod dependencies;
 
 /// Rooms from the bottom up, each with the rooms that it may use. The leaves `oci`, `clock` and `span` are open to all others.
 const ROOMS: [(&str, &[&str]); 13] = [
-    ("oci", &[]),
     ("clock", &[]),
+    ("oci", &["clock"]),
     ("span", &[]),
     ("blobs", &[]),
     ("metadata", &[]),

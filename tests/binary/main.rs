@@ -14,6 +14,7 @@
     reason = "a test binary that shares the support modules of another one"
 )]
 
+mod commands;
 mod crash;
 mod descriptors;
 mod limits;

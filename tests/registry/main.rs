@@ -17,14 +17,21 @@
 mod support;
 
 mod addressing;
+mod asof;
 mod auth;
 mod bad_input;
+mod delete;
+mod desk;
+mod desk_listener;
 mod disk;
 mod errors;
 mod fake_self;
 mod fake_self_auth;
 mod flight;
+mod freeze;
 mod hot;
+mod life;
+mod life_model;
 mod lists;
 mod membership;
 mod metrics;
@@ -39,3 +46,4 @@ mod reload;
 mod scrub;
 mod shutdown;
 mod tags;
+mod uses;

@@ -147,6 +147,7 @@ async fn no_client_makes_a_label() {
         "features",
         "kind",
         "le",
+        "limit",
         "outcome",
         "quantile",
         "reason",

@@ -10,6 +10,7 @@ use roadstead::app::{App, Config, Overrides, Running, Sources};
 pub use roadstead::blobs::testing::{Fault, FaultyDisk, Operation, Plan};
 pub use roadstead::blobs::{Disk, RealDisk};
 pub use roadstead::clock::{Clock, ManualClock, Timestamp};
+pub use roadstead::metadata::Metadata;
 pub use roadstead::metadata::testing::{Fault as RowFault, Plan as RowPlan};
 use roadstead::oci::{ByteRange, RangeSpec};
 use roadstead::registry::Addressing;
@@ -59,6 +60,11 @@ impl Product {
 
     pub fn observe_address(&self) -> SocketAddr {
         self.0.observe_address()
+    }
+
+    /// The admin API's listener, which the configuration must switch on.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.0.admin_address().expect("the configuration has admin_listen")
     }
 
     /// The listener of an upstream that has its own.
@@ -124,6 +130,11 @@ impl Product {
     /// Tasks that are alive.
     pub fn tasks(&self) -> usize {
         self.0.tasks()
+    }
+
+    /// The rows.
+    pub fn metadata(&self) -> Metadata {
+        self.0.content().metadata().clone()
     }
 
     /// Makes steps of the writer of rows fail.

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +22,8 @@ use super::fake::{Fake, ca_pem};
 use super::gate::within;
 use super::log_capture;
 use super::product::{
-    Asked, Clock as _, Disk, FaultyDisk, ManualClock, Product, RealDisk, RowPlan, Timestamp,
+    Asked, Clock as _, Disk, FaultyDisk, ManualClock, Metadata, Product, RealDisk, RowPlan,
+    Timestamp,
 };
 
 /// When every world begins: 2026-11-22 in milliseconds. Its clock moves only when the test says so.
@@ -239,6 +241,18 @@ impl World {
         Client::new(self.product().observe_address())
     }
 
+    /// Where the admin API listens; the configuration must switch it on.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.product().admin_address()
+    }
+
+    /// A client of the admin API that knows the token.
+    pub fn admin(&self) -> Client {
+        let token = fs::read_to_string(self.data().join("admin-token")).expect("it was made");
+        let bearer = format!("Bearer {}", token.trim_end());
+        Client::new(self.admin_address()).with("Authorization", &bearer)
+    }
+
     /// A client of an upstream's own listener.
     pub fn client_of(&self, upstream: &str) -> Client {
         Client::new(self.product().extra_address(upstream))
@@ -304,6 +318,17 @@ impl World {
         fewest
     }
 
+    /// The rows, for what no answer tells.
+    pub fn metadata(&self) -> Metadata {
+        self.product().metadata()
+    }
+
+    /// This long ago on the product's wall clock.
+    pub fn moment_ago(&self, ago: Duration) -> Timestamp {
+        let ago = i64::try_from(ago.as_millis()).expect("less than an age");
+        Timestamp::from_millis(self.clock.now().as_millis() - ago)
+    }
+
     /// Makes steps of the writer of rows fail, until the next restart.
     pub fn fail_rows(&self, plan: Option<RowPlan>) {
         self.product().fail_rows(plan);
@@ -319,6 +344,19 @@ impl World {
         self.stop().await;
         fs::remove_dir_all(self.data()).expect("the data directory is ours");
         self.start_product().await;
+    }
+
+    /// Stops, and fails to start again on the same data; gives the reason.
+    pub async fn refuses_to_start_again(mut self) -> String {
+        self.stop().await;
+        self.finished = true;
+        let file = self.write_config();
+        let sources = (file.as_path(), self.builder.search_path.as_deref());
+        let started = Product::start(sources, &self.clock, Arc::new(RealDisk));
+        match within("the product to refuse its start", started).await {
+            Ok(_product) => panic!("the product starts"),
+            Err(why) => why,
+        }
     }
 
     /// Stops and starts again on the same data.

@@ -1,0 +1,168 @@
+//! The small model that [`super::life`] compares the store with.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use roadstead::clock::Timestamp;
+use roadstead::metadata::RuleKind;
+use roadstead::oci::Digest;
+
+use super::life::{
+    COARSE, GRACE, LAST, REPOSITORIES, TAGS, YOUNG, children, closure, digest, image,
+};
+
+/// Since when a tag points at which image.
+pub type Move = (Timestamp, Option<usize>);
+
+/// What should be true.
+#[derive(Default)]
+pub struct Model {
+    /// By repository and tag: since when it pointed at which image, the oldest first.
+    pub timelines: BTreeMap<(usize, usize), Vec<Move>>,
+    /// What a tag points at, or did before it vanished upstream; what was deleted is nothing.
+    pub current: BTreeMap<(usize, usize), usize>,
+    /// Tags of which something was deleted: what they served at a moment is not known any more.
+    pub cut: BTreeSet<(usize, usize)>,
+    /// Revisions of repositories that are not deleted.
+    pub live: BTreeSet<(usize, usize)>,
+    pub rules: Vec<(i64, RuleKind, String, Timestamp)>,
+    /// Revisions that were deleted, and since when they may go.
+    pub dead: BTreeMap<(usize, usize), Timestamp>,
+    pub now: Timestamp,
+    /// When an object was used last, as far as that was certainly written.
+    pub used: BTreeMap<Digest, Timestamp>,
+    /// The latest moment at which it may have been.
+    pub maybe_used: BTreeMap<Digest, Timestamp>,
+}
+
+impl Model {
+    pub fn pull(&mut self, repository: usize, number: usize, tag: Option<usize>, now: Timestamp) {
+        self.live.insert((repository, number));
+        self.dead.remove(&(repository, number));
+        for child in children(number) {
+            self.live.insert((repository, child));
+            self.dead.remove(&(repository, child));
+        }
+        if let Some(tag) = tag {
+            let timeline = self.timelines.entry((repository, tag)).or_default();
+            if timeline.last().is_none_or(|last| last.1 != Some(number)) {
+                timeline.push((now, Some(number)));
+            }
+            self.current.insert((repository, tag), number);
+        }
+        for object in closure(number) {
+            self.used.insert(object, now);
+            self.maybe_used.insert(object, now);
+        }
+    }
+
+    pub fn is_needed(&self, repository: usize, number: usize) -> bool {
+        let linked = self.timelines.iter().any(|((of, _), timeline)| {
+            *of == repository && timeline.iter().any(|(_, image)| *image == Some(number))
+        });
+        let index = |parent: &(usize, usize)| {
+            parent.0 == repository && children(parent.1).contains(&number)
+        };
+        linked || self.live.iter().any(index)
+    }
+
+    /// Revisions that lost a link go, unless something else needs them, and then what was there for them.
+    pub fn unlink(&mut self, repository: usize, numbers: &[usize]) {
+        for &number in numbers {
+            if !self.is_needed(repository, number) && self.live.remove(&(repository, number)) {
+                self.bury(repository, number);
+                self.unlink(repository, &children(number));
+            }
+        }
+    }
+
+    /// An object waits once, for all repositories, since it lost something last.
+    pub fn bury(&mut self, repository: usize, number: usize) {
+        self.dead.insert((repository, number), self.now);
+        self.wait_again(number);
+    }
+
+    pub fn wait_again(&mut self, number: usize) {
+        let below = children(number);
+        for ((_, dead), since) in &mut self.dead {
+            if *dead == number || below.contains(dead) {
+                *since = self.now;
+            }
+        }
+    }
+
+    pub fn delete_tag(&mut self, repository: usize, tag: usize) {
+        let timeline = self.timelines.remove(&(repository, tag)).unwrap_or_default();
+        self.current.remove(&(repository, tag));
+        self.cut.insert((repository, tag));
+        let images: Vec<usize> = timeline.into_iter().filter_map(|(_, image)| image).collect();
+        self.unlink(repository, &images);
+    }
+
+    /// Does a rule speak of the repository, or of something in it?
+    pub fn is_pinned(&self, at: usize) -> bool {
+        self.rules.iter().any(|(_, _, scope, _)| scope.starts_with(REPOSITORIES[at]))
+    }
+
+    /// Revisions whose deletion is so long ago that nothing of them is left after a `gc`.
+    pub fn must_be_gone(&self, now: Timestamp) -> Vec<(usize, usize)> {
+        let due = self.dead.iter().filter(|((at, _), since)| {
+            now.since(**since) > GRACE + Duration::from_secs(1) && !self.is_pinned(*at)
+        });
+        due.map(|(revision, _)| *revision).collect()
+    }
+
+    /// What must be here if it was: top down from the rules, where the code goes bottom up from the object.
+    pub fn kept(&self, now: Timestamp) -> BTreeSet<Digest> {
+        let mut kept = BTreeSet::new();
+        for ((repository, tag), timeline) in &self.timelines {
+            let name = REPOSITORIES[*repository];
+            let key = &(*repository, *tag);
+            for (_, kind, scope, since) in &self.rules {
+                let covers = scope == name
+                    || *scope == format!("{name}:{}", TAGS[*tag])
+                    || (*scope == format!("{name}:v*") && TAGS[*tag].starts_with('v'));
+                if !covers {
+                    continue;
+                }
+                match kind {
+                    RuleKind::Pin => {
+                        kept.extend(self.current.get(key).copied().into_iter().flat_map(closure));
+                    }
+                    RuleKind::Freeze if self.cut.contains(key) => {}
+                    RuleKind::Freeze => {
+                        let then = timeline.iter().rev().find(|(moved, _)| moved <= since);
+                        let first = timeline.iter().find(|(moved, _)| moved > since);
+                        let served = match then {
+                            Some((_, image)) => *image,
+                            None => first.and_then(|(_, image)| *image),
+                        };
+                        kept.extend(served.into_iter().flat_map(closure));
+                    }
+                }
+            }
+            if name.starts_with("ghcr.io") {
+                let mut newest = Vec::new();
+                for number in timeline.iter().rev().filter_map(|(_, image)| *image) {
+                    if !newest.contains(&number) {
+                        newest.push(number);
+                    }
+                }
+                kept.extend(newest.into_iter().take(LAST).flat_map(closure));
+            }
+        }
+        for (repository, number) in &self.live {
+            let name = REPOSITORIES[*repository];
+            let by_digest = format!("{name}@{}", digest(&image(*number)));
+            let pinned = self.rules.iter().any(|(_, kind, scope, _)| {
+                *kind == RuleKind::Pin && (*scope == name || *scope == by_digest)
+            });
+            if pinned {
+                kept.extend(closure(*number));
+            }
+        }
+        let young = self.used.iter().filter(|(_, used)| now.since(**used) + COARSE < YOUNG);
+        kept.extend(young.map(|(object, _)| *object));
+        kept
+    }
+}
