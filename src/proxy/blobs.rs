@@ -84,11 +84,11 @@ impl Shared {
         if *digest == Digest::of(digest.algorithm(), b"") {
             return Ok((0, Found::Stored));
         }
-        if let Some(size) = self.size_in_flight(repository, digest) {
-            return Ok((size, Found::Joined));
-        }
         if repository.is_offline() {
             return Err(Error::Offline);
+        }
+        if let Some(size) = self.size_in_flight(repository, digest) {
+            return Ok((size, Found::Joined));
         }
         let size = match told {
             Told::Now(size) => size,

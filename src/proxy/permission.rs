@@ -189,16 +189,6 @@ impl Shared {
         }
     }
 
-    /// May content be shown on an old proof where upstream is not asked? Offline, the last word counts. A moment of the past opens nothing
-    /// that the repository's own name would not: what a credential proved needs that credential, however old the proof is.
-    pub(super) fn shows_unasked(&self, repository: &Proxied, proof: &Proof) -> bool {
-        if repository.policy().offline {
-            return true;
-        }
-        let same = proof.credential == repository.upstream().credential_fingerprint();
-        repository.is_offline() && (same || self.holds(repository, proof))
-    }
-
     /// May an old proof that no longer holds bridge this failure?
     pub(super) fn bridges(
         &self,
@@ -230,9 +220,9 @@ impl Shared {
         if proof.as_ref().is_some_and(|proof| self.holds(repository, proof)) {
             return Ok(None);
         }
-        if repository.is_offline() {
-            let shown = proof.is_some_and(|proof| self.shows_unasked(repository, &proof));
-            return if shown { Ok(None) } else { Err(Error::Offline) };
+        // Of a moment of the past an old proof is renewed as ever: who may have the content is a question of today.
+        if repository.policy().offline || repository.is_offline() && proof.is_none() {
+            return if proof.is_some() { Ok(None) } else { Err(Error::Offline) };
         }
         let bridges = |error: &upstream::Error| {
             proof.as_ref().is_some_and(|proof| self.bridges(repository, proof, error))

@@ -68,13 +68,8 @@ impl Shared {
         digest: &Digest,
     ) -> Result<(Manifest, Revision), Error> {
         if let Some(stored) = self.stored(repository, digest).await {
-            if self.holds(repository, &stored.proof)
-                || self.shows_unasked(repository, &stored.proof)
-            {
+            if self.holds(repository, &stored.proof) || repository.policy().offline {
                 return Ok((stored.into(), Revision::Stored));
-            }
-            if repository.is_offline() {
-                return Err(Error::Offline);
             }
             return self.renew(repository, stored).await;
         }

@@ -1,7 +1,8 @@
 //! A moment of the past as the first component of a repository's path: `asof-20261101`, `asof-20261101t1200z`, `asof-20261101t120000z`.
 //!
 //! The component is legal in names of images, so any client can say it. Times are UTC. A date alone is the last moment of that day, because
-//! people mean "as it was that day". Names that only look similar (`asof-org/app`) are ordinary names.
+//! people mean "as it was that day"; a second is its last moment too, because timelines are shown in
+//! seconds. Names that only look similar (`asof-org/app`) are ordinary names.
 
 use crate::clock::Timestamp;
 
@@ -39,7 +40,7 @@ fn moment(text: &str) -> Option<Timestamp> {
         None => "23:59:59.999".to_owned(),
         Some(time) if time.len() == 4 => format!("{}:{}:00", &time[..2], &time[2..]),
         Some(time) if time.len() == 6 => {
-            format!("{}:{}:{}", &time[..2], &time[2..4], &time[4..])
+            format!("{}:{}:{}.999", &time[..2], &time[2..4], &time[4..])
         }
         Some(_other) => return None,
     };
@@ -56,7 +57,7 @@ mod tests {
         for (path, time, rest) in [
             ("asof-20261101/docker.io/a", "2026-11-01T23:59:59.999Z", "docker.io/a"),
             ("asof-20261101t1200z/a/b", "2026-11-01T12:00:00Z", "a/b"),
-            ("asof-20261101t120005z/a", "2026-11-01T12:00:05Z", "a"),
+            ("asof-20261101t120005z/a", "2026-11-01T12:00:05.999Z", "a"),
             ("asof-20240229", "2024-02-29T23:59:59.999Z", ""),
         ] {
             assert_eq!(split(path), Ok(Some((time.parse().unwrap(), rest))), "{path}");

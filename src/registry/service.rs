@@ -24,6 +24,7 @@ use crate::proxy::{
 
 /// Entries of one page at the most, and if the client does not say; clients page on by the `Link` header.
 pub const PAGE_MAX: usize = 10_000;
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Which repositories `_catalog` lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -82,7 +83,8 @@ impl Registry {
     pub fn locate(&self, addressing: &Addressing<'_>) -> Result<Repository, Refusal> {
         let located = self.upstreams.load().locate(addressing);
         let located = located.and_then(|repository| match repository.proxied().moment() {
-            Some(then) if then > self.proxy.now() => {
+            // A second that is named is its last moment, and has come when it has begun.
+            Some(then) if then.since(self.proxy.now()) >= SECOND => {
                 let (now, forms) = (self.proxy.now(), as_of::FORMS);
                 let message = format!("{then} is still to come, it is {now} here; {forms}");
                 Err(Error::NameInvalid { message })

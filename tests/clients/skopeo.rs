@@ -1,6 +1,7 @@
 //! skopeo 1.9 with `registries.conf`: copies every platform of an image, byte for byte, into a directory.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::support::{
@@ -68,6 +69,17 @@ impl Client for Skopeo<'_> {
         // Without the list of tags, for which skopeo does not turn to mirrors.
         let seen = self.skopeo(&["inspect", "--no-tags", "--format", "{{.Digest}}", &source]);
         assert_eq!(seen.trim(), image.digest, "skopeo inspect {source}");
+    }
+
+    fn pull_as_of(&mut self, image: &Image, roadstead: SocketAddr, moment: &str) {
+        let source = format!("docker://{roadstead}/asof-{moment}/{}", image.reference());
+        let home = self.scene.path(HOME);
+        fs::create_dir_all(&home).expect("the scene is writable");
+        let copy = home.join("as-of");
+        let target = format!("dir:{}", copy.display());
+        self.skopeo(&["copy", "--all", "--quiet", "--src-tls-verify=false", &source, &target]);
+        let manifest = fs::read(copy.join("manifest.json")).expect("skopeo has copied it");
+        assert_eq!(digest_of(&manifest), image.digest, "the manifest of {source}");
     }
 
     fn wipe(&mut self) {

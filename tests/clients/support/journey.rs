@@ -1,6 +1,7 @@
 //! What every client does: pull all images cold, pull them again from the cache, and once more with the upstream
 //! gone and roadstead started anew on what it had stored, each time with an empty store of its own.
 
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::images::{Image, Library, Platform};
@@ -24,6 +25,10 @@ pub(crate) trait Client {
     fn wants_every_platform(&self) -> bool {
         false
     }
+
+    /// Pulls `image` as it was at `moment` (`20261101t120000z`) by the name with which roadstead serves the past, and fails the test
+    /// unless it is exactly that image. Only for clients that are told no mirrors for it.
+    fn pull_as_of(&mut self, _image: &Image, _roadstead: SocketAddr, _moment: &str) {}
 
     /// Ends whatever the client runs.
     fn finish(self);
@@ -64,6 +69,11 @@ pub(crate) fn cold_warm_and_cut_off<'a, C: Client + 'a>(
         }
     }
     assert_tells_of(&product, &["hit", "stale"]);
+    client.wipe();
+    let moment = jiff::Timestamp::now().strftime("%Y%m%dt%H%M%Sz").to_string();
+    for image in images {
+        client.pull_as_of(image, product.address(), &moment);
+    }
     client.finish();
     product.finish();
 }
