@@ -6,11 +6,9 @@
 
 use std::fmt;
 
-use globset::{Glob, GlobMatcher};
-
 use crate::clock::Timestamp;
 use crate::metadata::{Holder, Holders, RepositoryKey, Rules, TagLink};
-use crate::oci::{RegistryName, Tag};
+use crate::oci::{RegistryName, Tag, TagPattern};
 
 /// Revisions that are asked for when somebody decides on an object; one that more than these need is kept.
 pub const HOLDERS_MAX: u32 = 256;
@@ -39,12 +37,11 @@ pub struct UpstreamKeep {
 }
 
 /// How many revisions of some tags are kept.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeepRule {
-    pattern: String,
-    matcher: GlobMatcher,
+    pub pattern: TagPattern,
     /// `None`: as many as the upstream says.
-    revisions: Option<u32>,
+    pub revisions: Option<u32>,
 }
 
 /// May the content go?
@@ -72,30 +69,6 @@ pub enum Hold {
     Shared,
 }
 
-impl KeepRule {
-    /// A rule for tags: the pattern is a glob of `repository:tag` or, without a colon, of the tag alone.
-    pub fn new(pattern: &str, revisions: Option<u32>) -> Result<Self, globset::Error> {
-        let matcher = Glob::new(pattern)?.compile_matcher();
-        Ok(Self { pattern: pattern.to_owned(), matcher, revisions })
-    }
-
-    fn covers(&self, repository: &RepositoryKey, tag: &Tag) -> bool {
-        if self.pattern.contains(':') {
-            self.matcher.is_match(format!("{}:{tag}", repository.name))
-        } else {
-            self.matcher.is_match(tag.as_str())
-        }
-    }
-}
-
-impl PartialEq for KeepRule {
-    fn eq(&self, other: &Self) -> bool {
-        self.pattern == other.pattern && self.revisions == other.revisions
-    }
-}
-
-impl Eq for KeepRule {}
-
 impl KeepPolicy {
     /// The policy of an upstream, by its name or by a family that it belongs to.
     pub fn upstream(&self, name: &RegistryName) -> Option<&UpstreamKeep> {
@@ -111,7 +84,8 @@ impl KeepPolicy {
     /// How many of the newest revisions of a tag are kept.
     pub fn revisions(&self, repository: &RepositoryKey, tag: &Tag) -> u32 {
         self.upstream(&repository.upstream).map_or(0, |upstream| {
-            let rule = upstream.rules.iter().find(|rule| rule.covers(repository, tag));
+            let rule =
+                upstream.rules.iter().find(|rule| rule.pattern.covers(&repository.name, tag));
             rule.and_then(|rule| rule.revisions).unwrap_or(upstream.revisions)
         })
     }

@@ -133,7 +133,7 @@ impl Shared {
 
     async fn outlook(&self, repository: &Proxied, tag: &Tag) -> Result<Outlook, Error> {
         let offline = repository.is_offline();
-        let rule = repository.source().tag_rule(repository.name(), tag).map(ToOwned::to_owned);
+        let rule = repository.source().tag_pattern(repository.name(), tag).map(ToOwned::to_owned);
         let of = |prospect| Outlook { prospect, offline, rule: rule.clone() };
         if let Some(why) = self.barred(repository).await {
             return Ok(of(Prospect::Denied(why)));

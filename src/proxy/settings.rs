@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use crate::oci::TagPattern;
+
 /// Freshness of tags of the built-in public upstreams: their images move rarely, and Docker Hub counts requests.
 pub const FRESH_FOR_PUBLIC: Duration = Duration::from_secs(60);
 /// Freshness of tags of upstreams that the operator adds: a CI job pushes there and the next one pulls.
@@ -63,8 +65,7 @@ pub struct TagPolicy {
 /// A part of a [`TagPolicy`] for tags that match a pattern.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TagRule {
-    /// Glob over `repository:tag` (`library/*:latest`) or, without a colon, over the tag alone (`v*`).
-    pub pattern: String,
+    pub pattern: TagPattern,
     pub overrides: TagPolicyOverrides,
 }
 

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use globset::{Glob, GlobMatcher, GlobSet, GlobSetBuilder};
+use globset::{Glob, GlobSet, GlobSetBuilder};
 
 use super::settings::{Private, TagPolicy, UpstreamPolicy};
 use crate::clock::Timestamp;
 use crate::metadata::RepositoryKey;
-use crate::oci::{RepositoryName, Tag};
+use crate::oci::{RepositoryName, Tag, TagPattern};
 use crate::upstream::Upstream;
 
 /// An upstream and the compiled policy for it.
@@ -15,7 +15,7 @@ use crate::upstream::Upstream;
 pub struct Source {
     upstream: Arc<Upstream>,
     policy: UpstreamPolicy,
-    tag_rules: Vec<(GlobMatcher, bool, TagPolicy)>,
+    tag_rules: Vec<(TagPattern, TagPolicy)>,
     allow: Option<GlobSet>,
     deny: GlobSet,
 }
@@ -32,17 +32,11 @@ pub struct Proxied {
 }
 
 impl Source {
-    /// Compiles the globs of `policy`; an invalid one is named in the error.
+    /// Compiles the globs of `policy` over repositories; an invalid one is named in the error.
     pub fn new(upstream: Arc<Upstream>, policy: UpstreamPolicy) -> Result<Self, globset::Error> {
-        let mut tag_rules = Vec::with_capacity(policy.tag_rules.len());
-        for rule in &policy.tag_rules {
-            let qualified = rule.pattern.contains(':');
-            tag_rules.push((
-                Glob::new(&rule.pattern)?.compile_matcher(),
-                qualified,
-                policy.tags.with(&rule.overrides),
-            ));
-        }
+        let rules = policy.tag_rules.iter();
+        let tag_rules =
+            rules.map(|rule| (rule.pattern.clone(), policy.tags.with(&rule.overrides))).collect();
         let allow = if policy.allow.is_empty() { None } else { Some(glob_set(&policy.allow)?) };
         let deny = glob_set(&policy.deny)?;
         Ok(Self { upstream, policy, tag_rules, allow, deny })
@@ -58,22 +52,16 @@ impl Source {
 
     /// The policy for one tag: the first rule that matches, else the upstream's.
     pub(super) fn tag_policy(&self, name: &RepositoryName, tag: &Tag) -> &TagPolicy {
-        if self.tag_rules.is_empty() {
-            return &self.policy.tags;
-        }
-        let qualified_text = format!("{name}:{tag}");
-        let matches = |glob: &GlobMatcher, qualified: bool| {
-            if qualified { glob.is_match(&qualified_text) } else { glob.is_match(tag.as_str()) }
-        };
-        let rule = self.tag_rules.iter().find(|(glob, qualified, _)| matches(glob, *qualified));
-        rule.map_or(&self.policy.tags, |(_, _, policy)| policy)
+        self.tag_rule(name, tag).map_or(&self.policy.tags, |(_, policy)| policy)
     }
 
     /// The pattern of the rule that decides on a tag, if one does.
-    pub(super) fn tag_rule(&self, name: &RepositoryName, tag: &Tag) -> Option<&str> {
-        let of = self.tag_policy(name, tag);
-        let rule = self.tag_rules.iter().find(|(_, _, policy)| std::ptr::eq(policy, of));
-        rule.map(|(glob, _, _)| glob.glob().glob())
+    pub(super) fn tag_pattern(&self, name: &RepositoryName, tag: &Tag) -> Option<&str> {
+        self.tag_rule(name, tag).map(|(pattern, _)| pattern.as_str())
+    }
+
+    fn tag_rule(&self, name: &RepositoryName, tag: &Tag) -> Option<&(TagPattern, TagPolicy)> {
+        self.tag_rules.iter().find(|(pattern, _)| pattern.covers(name, tag))
     }
 
     /// Do the operator's `allow` and `deny` globs admit this repository?

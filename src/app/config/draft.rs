@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::app::wellknown::{WellKnown, well_known};
-use crate::oci::RegistryName;
+use crate::oci::{RegistryName, TagPattern};
 use crate::proxy::{Private, TagPolicyOverrides};
 use crate::upstream;
 
@@ -94,7 +94,7 @@ pub(super) struct UpstreamDraft {
 /// One rule for tags.
 #[derive(Default)]
 pub(super) struct RuleDraft {
-    pub(super) pattern: Option<String>,
+    pub(super) pattern: Option<TagPattern>,
     pub(super) keep_revisions: Option<u32>,
     pub(super) overrides: TagPolicyOverrides,
 }

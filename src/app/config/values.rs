@@ -12,7 +12,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::clock;
-use crate::oci::RegistryName;
+use crate::oci::{InvalidTagPattern, RegistryName, TagPattern};
 use crate::upstream::Program;
 
 /// A value as it was written, before a key gives it a meaning.
@@ -234,6 +234,11 @@ impl Raw {
         let text = self.filled()?;
         globset::Glob::new(text).map_err(|invalid| invalid.to_string())?;
         Ok(text.to_owned())
+    }
+
+    /// A pattern of tags.
+    pub(super) fn tag_pattern(&self) -> Parsed<TagPattern> {
+        self.filled()?.parse().map_err(|invalid: InvalidTagPattern| invalid.to_string())
     }
 
     /// The pattern of a family of hosts: `*.` and at least two labels, so that no client can choose a domain.
