@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::config::{Config, Parent, UpstreamConfig};
-use crate::oci::RegistryName;
+use crate::oci::{HostFamily, RegistryName};
 use crate::proxy::UpstreamPolicy;
 use crate::{content, registry, server, upkeep, upstream};
 
@@ -115,11 +115,10 @@ pub(super) fn families(
     upstream_config: &UpstreamConfig,
     shared: &upstream::Shared,
 ) -> Vec<registry::Family> {
-    let family = |pattern: &String| {
+    let family = |family: &HostFamily| {
         let (own, shared) = (upstream_config.clone(), shared.clone());
         let policy = policy(config, upstream_config);
-        let suffix = pattern.trim_start_matches('*').to_owned();
-        registry::Family::new(suffix, move |host| {
+        registry::Family::new(family.clone(), move |host| {
             let settings = upstream(&own, Some(host)).map_err(|error| error.to_string())?;
             let member =
                 upstream::Upstream::new(settings, &shared).map_err(|error| error.to_string())?;

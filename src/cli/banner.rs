@@ -71,7 +71,7 @@ fn described(upstream: &UpstreamConfig, config: &Config) -> String {
     if config.parent.is_some() && upstream.parent.is_none() {
         notes.push("without the parent".to_owned());
     }
-    notes.extend(upstream.patterns.iter().cloned());
+    notes.extend(upstream.patterns.iter().map(ToString::to_string));
     if notes.is_empty() {
         upstream.name.to_string()
     } else {

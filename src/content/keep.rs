@@ -8,7 +8,7 @@ use std::fmt;
 
 use crate::clock::Timestamp;
 use crate::metadata::{Holder, Holders, RepositoryKey, Rules, TagLink};
-use crate::oci::{RegistryName, Tag, TagPattern};
+use crate::oci::{HostFamily, RegistryName, Tag, TagPattern};
 
 /// Revisions that are asked for when somebody decides on an object; one that more than these need is kept.
 pub const HOLDERS_MAX: u32 = 256;
@@ -27,7 +27,7 @@ pub struct KeepPolicy {
 pub struct UpstreamKeep {
     pub name: RegistryName,
     /// Families of hosts that have the same policy, as `*.pkg.dev`.
-    pub families: Vec<String>,
+    pub families: Vec<HostFamily>,
     /// It is not asked.
     pub offline: bool,
     /// The newest distinct revisions of each tag that are kept as if pinned; 0 is none.
@@ -92,13 +92,9 @@ impl KeepPolicy {
 }
 
 impl UpstreamKeep {
-    /// Is the name that of a host of one of the families? `*` is one label.
-    pub fn has_member(&self, name: &RegistryName) -> bool {
-        self.families.iter().any(|family| {
-            let suffix = family.trim_start_matches('*');
-            let label = name.as_str().strip_suffix(suffix);
-            label.is_some_and(|label| !label.is_empty() && !label.contains('.'))
-        })
+    /// Is the name that of a host of one of the families?
+    fn has_member(&self, name: &RegistryName) -> bool {
+        self.families.iter().any(|family| family.has_member(name))
     }
 }
 

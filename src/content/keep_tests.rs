@@ -188,7 +188,7 @@ fn the_last_revisions_are_kept_by_upstream_and_by_rule() {
                 ..upstream("docker.io")
             },
             UpstreamKeep {
-                families: vec!["*.pkg.dev".to_owned()],
+                families: vec!["*.pkg.dev".parse().unwrap()],
                 revisions: 1,
                 ..upstream("pkg.dev")
             },

@@ -30,6 +30,6 @@ pub use manifest::{
 };
 pub use media_type::{InvalidMediaType, MediaType};
 pub use name::{InvalidName, Reference, RegistryName, RepositoryName, Tag, looks_like_host};
-pub use pattern::{InvalidTagPattern, TagPattern};
+pub use pattern::{HostFamily, InvalidHostFamily, InvalidTagPattern, TagPattern};
 pub use range::{ByteRange, RANGES_PER_REQUEST_MAX, RangeError, RangeSpec, parse_range};
 pub use scope::{InvalidScope, SCOPE_BYTES_MAX, Scope};

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::as_of;
 use super::error::Error;
 use crate::clock::Timestamp;
-use crate::oci::{RegistryName, RepositoryName, looks_like_host};
+use crate::oci::{HostFamily, RegistryName, RepositoryName, looks_like_host};
 use crate::proxy::{Proxied, Source};
 
 /// Upstreams made on demand from one pattern that are kept. Clients may make up names, so the one not asked for longest goes first, and
@@ -33,9 +33,9 @@ pub struct Upstream {
     pub library: bool,
 }
 
-/// A family of upstreams with one suffix, such as `*.pkg.dev`, whose members are made when they are first named.
+/// A family of upstreams, whose members are made when they are first named.
 pub struct Family {
-    suffix: String,
+    hosts: HostFamily,
     make: Make,
     members: Mutex<Members>,
 }
@@ -152,18 +152,15 @@ impl<'a> Addressing<'a> {
 }
 
 impl Family {
-    /// `suffix` is what follows the `*`, with its dot: `.pkg.dev`.
     pub fn new(
-        suffix: String,
+        hosts: HostFamily,
         make: impl Fn(&RegistryName) -> Result<Arc<Source>, String> + Send + Sync + 'static,
     ) -> Self {
-        Self { suffix, make: Box::new(make), members: Mutex::default() }
+        Self { hosts, make: Box::new(make), members: Mutex::default() }
     }
 
     fn member(&self, name: &RegistryName) -> Option<Arc<Source>> {
-        let label = name.as_str().strip_suffix(&self.suffix)?;
-        // The star stands for one label, as in a certificate.
-        if label.is_empty() || label.contains('.') || name.as_str().contains(':') {
+        if !self.hosts.has_member(name) {
             return None;
         }
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
@@ -203,7 +200,7 @@ impl Members {
 
 impl fmt::Debug for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Family(*{})", self.suffix)
+        write!(f, "Family({})", self.hosts)
     }
 }
 

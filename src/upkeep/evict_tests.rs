@@ -149,7 +149,7 @@ fn limits_are_those_of_the_family() {
     let member = "europe-docker.pkg.dev".parse().unwrap();
     let family = UpstreamKeep {
         name: "pkg.dev".parse().unwrap(),
-        families: vec!["*.pkg.dev".to_owned()],
+        families: vec!["*.pkg.dev".parse().unwrap()],
         offline: false,
         revisions: 0,
         rules: Vec::new(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::app::wellknown::{WellKnown, well_known};
-use crate::oci::{RegistryName, TagPattern};
+use crate::oci::{HostFamily, RegistryName, TagPattern};
 use crate::proxy::{Private, TagPolicyOverrides};
 use crate::upstream;
 
@@ -62,7 +62,7 @@ pub(super) struct UpstreamDraft {
     /// Is it asked at the parent?
     pub(super) parent: bool,
     pub(super) aliases: Vec<RegistryName>,
-    pub(super) patterns: Vec<String>,
+    pub(super) patterns: Vec<HostFamily>,
     pub(super) hosts: Vec<RegistryName>,
     pub(super) listen: Option<SocketAddr>,
     pub(super) username: Option<String>,
@@ -149,7 +149,8 @@ impl UpstreamDraft {
             parent: true,
             aliases: names(known.map(|known| known.aliases)),
             patterns: known.map_or_else(Vec::new, |known| {
-                known.patterns.iter().map(|&pattern| pattern.to_owned()).collect()
+                let families = known.patterns.iter().map(|pattern| pattern.parse());
+                families.map(|family| family.expect("it is a family")).collect()
             }),
             hosts: Vec::new(),
             listen: None,

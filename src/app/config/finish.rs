@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use crate::app::rooms;
 use crate::content::KeepRule;
-use crate::oci::RegistryName;
+use crate::oci::{HostFamily, RegistryName};
 use crate::proxy::{Private, TagPolicy, TagRule, UpstreamPolicy};
 use crate::upstream::{self, BuildError, CredentialSource};
 
@@ -332,7 +332,7 @@ impl Checks<'_> {
                 self.claim(&mut owners, upstream, host, "a host", "hosts");
             }
         }
-        let mut families = BTreeMap::<&str, &RegistryName>::new();
+        let mut families = BTreeMap::<&HostFamily, &RegistryName>::new();
         for upstream in upstreams {
             for pattern in &upstream.patterns {
                 if let Some(other) = families.insert(pattern, &upstream.name)

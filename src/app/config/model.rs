@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::content::{KeepRule, MinFree};
-use crate::oci::RegistryName;
+use crate::oci::{HostFamily, RegistryName};
 use crate::proxy::UpstreamPolicy;
 use crate::registry::CatalogPolicy;
 use crate::server::{self, Fallback};
@@ -90,7 +90,7 @@ pub struct UpstreamConfig {
     pub well_known: bool,
     pub aliases: Vec<RegistryName>,
     /// Families of hosts (`*.pkg.dev`): each matching host is an upstream of its own, at `https://<host>`, with these settings.
-    pub patterns: Vec<String>,
+    pub patterns: Vec<HostFamily>,
     /// Host headers that mean this upstream.
     pub hosts: Vec<RegistryName>,
     /// A listener of its own.

@@ -71,7 +71,7 @@ fn nothing_at_all_is_a_configuration() {
     ] {
         assert!(upstream(&config, name).well_known, "{name}");
     }
-    assert_eq!(upstream(&config, "pkg.dev").patterns, ["*.pkg.dev"]);
+    assert_eq!(upstream(&config, "pkg.dev").patterns, ["*.pkg.dev".parse().unwrap()]);
     assert_eq!(upstream(&config, "registry.redhat.io").realms, ["sso.redhat.com"]);
 }
 
