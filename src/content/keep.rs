@@ -141,11 +141,11 @@ fn hold_by(holder: &Holder, rules: &Rules, policy: &KeepPolicy, now: Timestamp) 
     // What a tag pointed at last before it vanished upstream is what its pin is for.
     let current = links.iter().filter(|link| link.until.is_none() || link.last_before_absent);
     if let Some(rule) = rules.pin_of(repository, revision, current.map(|link| &link.tag), now) {
-        let image = format!("{}/{}@{revision}", repository.upstream, repository.name);
+        let image = format!("{repository}@{revision}");
         return Some(Hold::Pin { rule: rule.id, scope: rule.scope.to_string(), image });
     }
     links.iter().find_map(|link| {
-        let image = || format!("{}/{}:{}", repository.upstream, repository.name, link.tag);
+        let image = || format!("{repository}:{}", link.tag);
         if let Some(since) = rules.frozen(repository, &link.tag, now)
             && serves_when_frozen(link, since)
         {

@@ -111,9 +111,7 @@ async fn tags_of_all_repositories_come_in_order_and_in_pages() {
         }
     }
     store.set_visibility(&repository("empty"), true, at(1)).await.unwrap();
-    let text = |named: &NamedTag| {
-        format!("{}/{}:{}", named.repository.upstream, named.repository.name, named.tag)
-    };
+    let text = |named: &NamedTag| format!("{}:{}", named.repository, named.tag);
     let hub = Within::Upstream("docker.io".parse().unwrap());
     let one = Within::Repository(repository("b/c"));
     for (within, range) in [(None, 0..9), (Some(&hub), 0..6), (Some(&one), 3..6)] {

@@ -14,6 +14,13 @@ pub struct RepositoryKey {
     pub name: RepositoryName,
 }
 
+impl fmt::Display for RepositoryKey {
+    /// The full name, `docker.io/library/nginx`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.upstream, self.name)
+    }
+}
+
 /// Tells credentials of ours apart without holding them.
 pub type CredentialFingerprint = [u8; 16];
 

@@ -227,8 +227,7 @@ impl Registry {
         match metadata.repositories(after.as_ref(), ask, policy == CatalogPolicy::Public).await {
             Ok(keys) => {
                 let more = keys.len() > limit;
-                let name = |key: &RepositoryKey| format!("{}/{}", key.upstream, key.name);
-                let repositories = keys.iter().take(limit).map(name).collect();
+                let repositories = keys.iter().take(limit).map(ToString::to_string).collect();
                 Ok(Reply { value: CatalogReply { repositories, more }, report })
             }
             Err(error) => {

@@ -214,8 +214,7 @@ fn end(
 }
 
 fn image(holder: &Holder) -> String {
-    let repository = &holder.repository;
-    format!("{}/{}@{}", repository.upstream, repository.name, holder.revision)
+    format!("{}@{}", holder.repository, holder.revision)
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ impl Desk {
             (Some(tag), Some(digest)) => self.delete_link(&image, tag, digest, force).await,
             (None, Some(digest)) => self.delete_revision(&image, digest, force).await,
             (None, None) => {
-                let name = image::of_repository(&image.key);
+                let name = &image.key;
                 let message = format!(
                     "{name} is a whole repository; say which tag ({name}:latest) or revision ({name}@sha256:...), or purge it"
                 );
@@ -180,12 +180,8 @@ impl Desk {
         tracing::info!(%image, tags = deleted.tags.len(), revisions = deleted.revisions.len(), "deleted on order");
         let waits = !deleted.revisions.is_empty();
         Ok(Deletion {
-            tags: deleted.tags.iter().map(|tag| image::of_tag(&image.key, tag)).collect(),
-            revisions: deleted
-                .revisions
-                .iter()
-                .map(|one| image::of_revision(&image.key, one))
-                .collect(),
+            tags: deleted.tags.iter().map(|tag| format!("{}:{tag}", image.key)).collect(),
+            revisions: deleted.revisions.iter().map(|one| format!("{}@{one}", image.key)).collect(),
             collected_after: waits.then(|| self.now().plus(self.settings().delete_grace)),
             ..Deletion::default()
         })

@@ -11,6 +11,7 @@ use crate::metadata::{RepositoryKey, Within};
 use crate::oci::{
     Digest, RegistryName, RepositoryName, SCOPE_BYTES_MAX, Scope, Tag, looks_like_host,
 };
+use crate::registry::as_of;
 use crate::registry::locate::{Addressing, Repository, Upstreams};
 use crate::registry::{self};
 
@@ -80,7 +81,7 @@ impl Image {
 impl fmt::Display for Image {
     /// In full.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&of_repository(&self.key))?;
+        self.key.fmt(f)?;
         if let Some(tag) = &self.tag {
             write!(f, ":{tag}")?;
         }
@@ -89,21 +90,6 @@ impl fmt::Display for Image {
         }
         Ok(())
     }
-}
-
-/// The full name of a repository.
-pub(super) fn of_repository(key: &RepositoryKey) -> String {
-    format!("{}/{}", key.upstream, key.name)
-}
-
-/// The full name of a tag.
-pub(super) fn of_tag(key: &RepositoryKey, tag: &Tag) -> String {
-    format!("{}/{}:{tag}", key.upstream, key.name)
-}
-
-/// The full name of a revision.
-pub(super) fn of_revision(key: &RepositoryKey, digest: &Digest) -> String {
-    format!("{}/{}@{digest}", key.upstream, key.name)
 }
 
 /// A registry with everything in it, or one repository. The flag says whether the registry is configured.
@@ -200,17 +186,11 @@ pub(super) fn not_configured(name: &str) -> Error {
     Error::new(Reason::UnknownRegistry, message)
 }
 
-/// Does a name begin with the component that means a moment on the data plane (`asof-20261101`)?
-fn is_of_the_past(name: &str) -> bool {
-    let moment = name.split('/').next().and_then(|first| first.strip_prefix("asof-"));
-    moment.is_some_and(|moment| moment.starts_with(|digit: char| digit.is_ascii_digit()))
-}
-
 /// Nothing is known of a registry or a repository.
 pub(super) fn nothing_within(within: &Within, configured: bool) -> Error {
     let name = match within {
         Within::Upstream(name) => name.to_string(),
-        Within::Repository(key) => of_repository(key),
+        Within::Repository(key) => key.to_string(),
     };
     let upstream = match within {
         Within::Upstream(name) => name,
@@ -273,7 +253,7 @@ fn repository(
     let refuse = |why: &dyn fmt::Display| {
         Error::new(Reason::Image, format!("{:?} is no image: {why}; {WANTED}", shown(text)))
     };
-    if is_of_the_past(name) {
+    if as_of::is_marked(name) {
         return Err(refuse(&"moments of the past are for pulls, and `history` lists them here"));
     }
     // A registry alone would be taken for a repository of the default one.

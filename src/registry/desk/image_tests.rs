@@ -105,5 +105,4 @@ fn a_moment_is_no_image() {
         assert_eq!(error.reason, Reason::Image, "{name}");
         assert!(error.message.contains("history"), "{error}");
     }
-    assert!(!is_of_the_past("asof-org/app") && !is_of_the_past("nginx"));
 }

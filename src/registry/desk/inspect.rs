@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::error::Error;
-use super::image::{self, Image};
+use super::image::Image;
 use super::model::{Hold, Inspection, Part, PlatformInfo};
 use super::service::Desk;
 use super::settings::TREE_MAX;
@@ -60,7 +60,7 @@ impl Desk {
             let current = holder.links.iter().filter(|link| link.until.is_none());
             holds.extend(current.map(|link| Hold {
                 by: "tag".to_owned(),
-                what: image::of_tag(&holder.repository, &link.tag),
+                what: format!("{}:{}", holder.repository, link.tag),
             }));
         }
         holds
@@ -96,7 +96,7 @@ pub(super) fn of_need(holder: &Holder) -> Hold {
 
 /// A revision, with the tags by which people know it.
 pub(super) fn named(holder: &Holder) -> String {
-    let mut name = image::of_revision(&holder.repository, &holder.revision);
+    let mut name = format!("{}@{}", holder.repository, holder.revision);
     let current = holder.links.iter().filter(|link| link.until.is_none());
     let tags: Vec<&str> = current.map(|link| link.tag.as_str()).collect();
     if !tags.is_empty() {

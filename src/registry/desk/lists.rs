@@ -38,7 +38,7 @@ impl Desk {
             found.pop();
         }
         let next =
-            found.last().filter(|_| more).map(|last| image::of_tag(&last.repository, &last.tag));
+            found.last().filter(|_| more).map(|last| format!("{}:{}", last.repository, last.tag));
         let rules = self.rules();
         let mut items = Vec::with_capacity(found.len());
         for named in found {
@@ -72,7 +72,7 @@ impl Desk {
             rules.pin_of(&repository, &digest, std::iter::once(&tag), now).is_some()
         });
         Ok(TagInfo {
-            image: image::of_tag(&repository, &tag),
+            image: format!("{repository}:{tag}"),
             digest: digest.map(|digest| digest.to_string()),
             present,
             moved,
@@ -102,7 +102,7 @@ impl Desk {
         let (Some(tag), None) = (&image.tag, &image.digest) else {
             let message = format!(
                 "{image} names a revision, which has no timeline; name a tag, such as {}:latest",
-                image::of_repository(&image.key)
+                image.key
             );
             return Err(Error::new(Reason::Image, message));
         };
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn a_place_in_the_list_is_read_as_it_was_written() {
         let (key, tag) = place_in_list("localhost:5001/a/b:v1").unwrap();
-        assert_eq!(image::of_tag(&key, &tag), "localhost:5001/a/b:v1");
+        assert_eq!(format!("{key}:{tag}"), "localhost:5001/a/b:v1");
         for text in ["", "nginx", "docker.io/a", "docker.io/A:b", "docker.io/a:", "a b/c:d"] {
             assert_eq!(place_in_list(text).unwrap_err().reason, Reason::Value, "{text}");
         }

@@ -73,8 +73,7 @@ impl Desk {
                 "{text:?} is no repository but a registry, {name}, with all that is in it"
             )),
             (Within::Repository(key), Some(Extent::Registry)) => {
-                let name = image::of_repository(key);
-                Some(format!("{text:?} is no registry; as a repository it is {name}"))
+                Some(format!("{text:?} is no registry; as a repository it is {key}"))
             }
             _ => None,
         };
@@ -179,7 +178,7 @@ impl Desk {
 
 /// The digest may be in the repository and was never what the tag pointed at.
 pub(super) fn never_of_the_tag(image: &Image) -> Error {
-    let name = image::of_repository(&image.key);
+    let name = &image.key;
     let (tag, digest) = (image.tag.as_ref(), image.digest.as_ref());
     let (tag, digest) = (tag.map_or("", Tag::as_str), digest.map(ToString::to_string));
     let message = format!(
