@@ -3,7 +3,7 @@
 //! What must hold: only who may pull from the repository may delete in it, and what a pin, a freeze or a present revision wants stays; the
 //! desk's words say what that is. There is no force here: that is the operator's. What was deleted is not found by the next request.
 
-use super::desk::{Hold, HoldsAsked, holds};
+use super::desk::{self, Hold};
 use super::error::{Error, Refusal};
 use super::locate::Repository;
 use super::reply::{Answer, Outcome, Reply, Report};
@@ -14,7 +14,7 @@ use crate::oci::{Digest, Tag};
 /// Things that keep content which a refusal names; the others are counted.
 const NAMED_MAX: usize = 10;
 
-/// What a client wants to go.
+/// What somebody wants to go.
 #[derive(Clone, Copy, Debug)]
 pub enum Removal<'a> {
     /// The tag with its whole timeline.
@@ -64,19 +64,11 @@ impl Registry {
         if !known {
             return Ok(Removed::Unknown);
         }
-        let asked = match what {
-            Removal::Tag(tag) | Removal::Link(tag, _) => HoldsAsked::Tag(tag),
-            Removal::Revision(digest) => HoldsAsked::Revision(digest),
-        };
-        let holds = holds(metadata, key, asked, self.proxy().now()).await?;
+        let holds = desk::holds(metadata, key, what, self.proxy().now()).await?;
         if !holds.is_empty() {
             return Ok(Removed::Held(holds));
         }
-        let deleted = match what {
-            Removal::Tag(tag) => metadata.delete_tag(key, tag).await?,
-            Removal::Link(tag, digest) => metadata.delete_link(key, tag, digest).await?,
-            Removal::Revision(digest) => metadata.delete_revision(key, digest).await?,
-        };
+        let deleted = desk::delete(metadata, key, what).await?;
         if !deleted.found {
             return Ok(Removed::Unknown);
         }

@@ -12,26 +12,19 @@ use crate::clock::Timestamp;
 use crate::content::{HOLDERS_MAX, KeepVerdict, Left, verdict};
 use crate::metadata::{self, Deleted, Holder, Holders, Metadata, RepositoryKey, RuleKind, Rules};
 use crate::oci::{Digest, Tag};
-
-/// What somebody wants to delete.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::registry) enum HoldsAsked<'a> {
-    /// A tag, or a revision of it.
-    Tag(&'a Tag),
-    Revision(&'a Digest),
-}
+use crate::registry::Removal;
 
 /// What keeps it: rules of the operator, and present revisions of the repository that need it.
 pub(in crate::registry) async fn holds(
     metadata: &Metadata,
     key: &RepositoryKey,
-    asked: HoldsAsked<'_>,
+    what: Removal<'_>,
     now: Timestamp,
 ) -> Result<Vec<Hold>, metadata::Error> {
     let rules = metadata.rules();
-    Ok(match asked {
-        HoldsAsked::Tag(tag) => rules_on_tag(&rules, now, key, tag),
-        HoldsAsked::Revision(digest) => {
+    Ok(match what {
+        Removal::Tag(tag) | Removal::Link(tag, _) => rules_on_tag(&rules, now, key, tag),
+        Removal::Revision(digest) => {
             let holders = metadata.holders(digest, HOLDERS_MAX).await?;
             let mut holds = rules_on_revision(&rules, now, key, (digest, &holders));
             holds.extend(needed_in(key, digest, &holders));
@@ -40,13 +33,25 @@ pub(in crate::registry) async fn holds(
     })
 }
 
+/// Takes it out of the rows, whatever keeps it.
+pub(in crate::registry) async fn delete(
+    metadata: &Metadata,
+    key: &RepositoryKey,
+    what: Removal<'_>,
+) -> Result<Deleted, metadata::Error> {
+    match what {
+        Removal::Tag(tag) => metadata.delete_tag(key, tag).await,
+        Removal::Link(tag, digest) => metadata.delete_link(key, tag, digest).await,
+        Removal::Revision(digest) => metadata.delete_revision(key, digest).await,
+    }
+}
+
 impl Desk {
     /// Deletes a tag (`repository:tag`), one revision of a tag (`repository:tag@digest`) or a revision (`repository@digest`).
     pub async fn delete_image(&self, text: &str, force: bool) -> Result<Deletion, Error> {
         let image = self.image(text)?;
         match (&image.tag, &image.digest) {
-            (Some(tag), None) => self.delete_tag(&image, tag, force).await,
-            (Some(tag), Some(digest)) => self.delete_link(&image, tag, digest, force).await,
+            (Some(tag), digest) => self.delete_tagged(&image, tag, digest.as_ref(), force).await,
             (None, Some(digest)) => self.delete_revision(&image, digest, force).await,
             (None, None) => {
                 let name = &image.key;
@@ -58,30 +63,26 @@ impl Desk {
         }
     }
 
-    async fn delete_tag(&self, image: &Image, tag: &Tag, force: bool) -> Result<Deletion, Error> {
-        if self.metadata().tag(&image.key, tag).await?.is_none() {
-            return Err(image.unknown());
-        }
-        refuse_held(image, rules_on_tag(&self.rules(), self.now(), &image.key, tag), force)?;
-        let deleted = self.metadata().delete_tag(&image.key, tag).await?;
-        self.done(image, deleted)
-    }
-
-    async fn delete_link(
+    /// Deletes a tag, or one revision of it.
+    async fn delete_tagged(
         &self,
         image: &Image,
         tag: &Tag,
-        digest: &Digest,
+        digest: Option<&Digest>,
         force: bool,
     ) -> Result<Deletion, Error> {
         if self.metadata().tag(&image.key, tag).await?.is_none() {
             return Err(image.unknown());
         }
-        if !self.metadata().was_tagged(&image.key, tag, digest).await? {
-            return Err(never_of_the_tag(image));
-        }
+        let what = match digest {
+            None => Removal::Tag(tag),
+            Some(digest) if self.metadata().was_tagged(&image.key, tag, digest).await? => {
+                Removal::Link(tag, digest)
+            }
+            Some(_) => return Err(never_of_the_tag(image)),
+        };
         refuse_held(image, rules_on_tag(&self.rules(), self.now(), &image.key, tag), force)?;
-        let deleted = self.metadata().delete_link(&image.key, tag, digest).await?;
+        let deleted = delete(self.metadata(), &image.key, what).await?;
         self.done(image, deleted)
     }
 
@@ -106,7 +107,7 @@ impl Desk {
             // First, so that an order that is cut short can be given again: the revision is still known then.
             self.take_bytes(digest, Some(&image.key)).await?
         };
-        let deleted = self.metadata().delete_revision(&image.key, digest).await?;
+        let deleted = delete(self.metadata(), &image.key, Removal::Revision(digest)).await?;
         let Deletion { removed, incomplete, .. } = forced;
         Ok(Deletion { removed, incomplete, ..self.done(image, deleted)? })
     }

@@ -15,7 +15,7 @@ mod rules;
 mod service;
 mod settings;
 
-pub(super) use deletion::{HoldsAsked, holds};
+pub(super) use deletion::{delete, holds};
 pub use error::{Error, Reason};
 pub use image::IMAGE_BYTES_MAX;
 pub use model::{
