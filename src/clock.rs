@@ -34,6 +34,11 @@ impl Timestamp {
     pub fn plus(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
     }
+
+    /// The moment `duration` earlier.
+    pub fn minus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
+    }
 }
 
 impl fmt::Display for Timestamp {
@@ -194,6 +199,16 @@ impl Clock for ManualClock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn earlier_and_later_end_at_the_ends_of_time() {
+        let (moment, second) = (Timestamp::from_millis(5000), Duration::from_secs(1));
+        assert_eq!(moment.plus(second).as_millis(), 6000);
+        assert_eq!(moment.minus(second).as_millis(), 4000);
+        let long = Duration::from_secs(u64::MAX);
+        assert_eq!(moment.plus(long).as_millis(), i64::MAX);
+        assert_eq!(moment.minus(long).as_millis(), 5000 - i64::MAX);
+    }
 
     #[test]
     fn a_clock_that_goes_backwards_gives_no_negative_age() {

@@ -5,6 +5,7 @@
 //! somebody does.
 
 use std::collections::{HashSet, VecDeque};
+use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -15,7 +16,7 @@ use crate::clock::Timestamp;
 use crate::oci::{Digest, RegistryName};
 
 /// Access times are kept in steps, so that a hit is rarely a write.
-const ACCESS_STEP_MILLIS: i64 = 5 * 60 * 1000;
+const ACCESS_STEP: Duration = Duration::from_secs(5 * 60);
 /// Objects that one use of a manifest makes young; an image with more ages in parts.
 const TOUCHED_MAX: usize = 4096;
 /// Memberships among which the latest proof is looked for.
@@ -191,7 +192,7 @@ pub(super) fn touch_digest(rows: &Connection, digest: &Digest, at: Timestamp) ->
     let Some(object) = object_id(rows, digest)? else {
         return Ok(());
     };
-    let before = at.as_millis().saturating_sub(ACCESS_STEP_MILLIS);
+    let before = at.minus(ACCESS_STEP).as_millis();
     let lately = rows
         .prepare_cached(
             "SELECT 1 FROM objects WHERE id = ?1 AND state = 1 AND accessed > ?2 AND idle > ?2",
@@ -204,7 +205,7 @@ pub(super) fn touch_digest(rows: &Connection, digest: &Digest, at: Timestamp) ->
 /// The object is used, and with it everything below it and what refers to that: an image ages as one. What is not here stays as it is,
 /// and what is below it is used all the same.
 pub(super) fn touch(rows: &Connection, object: i64, at: Timestamp) -> Result<()> {
-    let (at, before) = (at.as_millis(), at.as_millis().saturating_sub(ACCESS_STEP_MILLIS));
+    let (at, before) = (at.as_millis(), at.minus(ACCESS_STEP).as_millis());
     let mut used = rows.prepare_cached(
         "UPDATE objects SET accessed = max(accessed, ?2), idle = max(idle, ?2) \
          WHERE id = ?1 AND state = 1 AND (accessed <= ?3 OR idle <= ?3)",

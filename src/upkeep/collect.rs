@@ -7,7 +7,6 @@ use std::collections::HashSet;
 
 use super::events::Fate;
 use super::evict::Decision;
-use super::limits;
 use super::service::Upkeep;
 use super::settings::{STEP_OBJECTS, STEP_WORK, Settings};
 use crate::clock::Timestamp;
@@ -49,7 +48,7 @@ enum End {
 
 impl<'a> Collector<'a> {
     pub(super) fn new(upkeep: &'a Upkeep, settings: &Settings, dry: bool) -> Self {
-        let before = limits::before(upkeep.clock().now(), settings.delete_grace);
+        let before = upkeep.clock().now().minus(settings.delete_grace);
         Self { upkeep, before, dry, seen: HashSet::new(), after_others: Vec::new(), went: false }
     }
 

@@ -71,12 +71,12 @@ struct Sorted {
 
 impl<'a> Round<'a> {
     pub(super) fn new(upkeep: &'a Upkeep, settings: &'a Settings, aim: Aim) -> Self {
-        let young = limits::before(upkeep.clock().now(), settings.young_for);
+        let young = upkeep.clock().now().minus(settings.young_for);
         let before = match aim.goal {
             Goal::Unused { before } => before.min(young),
             Goal::Free { .. } | Goal::Stored { .. } => young,
         };
-        let last = limits::before(before, Duration::from_millis(1));
+        let last = before.minus(Duration::from_millis(1));
         // An age asks for no order: what is gone upstream has had its time, too.
         let second = matches!(aim.goal, Goal::Unused { .. });
         Self { upkeep, settings, aim, before, last, second }
@@ -217,8 +217,7 @@ fn decided(object: &Idle, fate: Fate, reason: String) -> Decision {
 pub(super) async fn figures(upkeep: &Upkeep) -> Result<Figures, Error> {
     let content = upkeep.content();
     let by_upstream = content.metadata().usage_by_upstream().await?;
-    let stored = by_upstream.iter().map(|(_, usage)| usage.bytes).sum();
-    Ok(Figures { room: content.room(), stored, by_upstream })
+    Ok(Figures { room: content.room(), by_upstream })
 }
 
 /// The task that looks at the limits, whenever room is short and now and then.
@@ -388,7 +387,7 @@ impl Evictor {
     /// Forgets rows of content that is not here and that nothing needs, a slice of all rows at a time.
     async fn forget_strays(&mut self) -> Result<(), Error> {
         let rows = self.upkeep.content().metadata();
-        let before = limits::before(self.upkeep.clock().now(), UNNEEDED_AFTER);
+        let before = self.upkeep.clock().now().minus(UNNEEDED_AFTER);
         let (strays, next) = rows.strays(self.stray, before).await?;
         for stray in strays {
             if rows.forget(&stray).await? {

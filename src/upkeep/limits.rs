@@ -45,7 +45,6 @@ pub(super) enum Goal {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Figures {
     pub(super) room: Room,
-    pub(super) stored: u64,
     pub(super) by_upstream: Vec<(Option<RegistryName>, Usage)>,
 }
 
@@ -65,7 +64,7 @@ impl Figures {
     /// Bytes that came through an upstream, or all.
     pub(super) fn stored_from(&self, from: Option<&RegistryName>) -> u64 {
         let Some(from) = from else {
-            return self.stored;
+            return self.by_upstream.iter().map(|(_, usage)| usage.bytes).sum();
         };
         let own = self.by_upstream.iter().find(|(name, _)| name.as_ref() == Some(from));
         own.map_or(0, |(_, usage)| usage.bytes)
@@ -96,7 +95,7 @@ impl Figures {
         let mut aims = Vec::new();
         let unused = |from: Option<&RegistryName>, age: Duration| Aim {
             from: from.cloned(),
-            goal: Goal::Unused { before: before(now, age) },
+            goal: Goal::Unused { before: now.minus(age) },
         };
         aims.extend(settings.max_unused.map(|age| unused(None, age)));
         let names = || self.by_upstream.iter().filter_map(|(name, _)| name.as_ref());
@@ -143,12 +142,6 @@ pub(super) fn extra(before: u64, room: Room, refused: bool) -> u64 {
     before.saturating_mul(2).clamp(FREE_EXTRA_MIN, FREE_EXTRA_MAX)
 }
 
-/// The moment so long ago.
-pub(super) fn before(now: Timestamp, age: Duration) -> Timestamp {
-    let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
-    Timestamp::from_millis(now.as_millis().saturating_sub(age))
-}
-
 /// Down to here eviction goes.
 fn low(limit: u64) -> u64 {
     share(limit, LOW_PERCENT)
@@ -188,7 +181,6 @@ mod tests {
         let named = |(name, bytes): &(&str, u64)| (Some(name.parse().unwrap()), usage(*bytes));
         Figures {
             room: Room { free, min_free: 1000 },
-            stored: by_upstream.iter().map(|(_, bytes)| bytes).sum(),
             by_upstream: by_upstream.iter().map(named).collect(),
         }
     }
