@@ -35,6 +35,16 @@ pub struct Room {
     pub min_free: u64,
 }
 
+/// What was refused for want of room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refused {
+    /// The largest size, with what was promised to others by then and not on the disk yet: so much more than [`Room::min_free`] has to be
+    /// free.
+    pub bytes: u64,
+    /// The size of something was not known, so nobody can tell whether that is enough.
+    pub of_unknown_size: bool,
+}
+
 /// Bytes above which a commit presses.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Marks {
@@ -122,8 +132,8 @@ impl Content {
     }
 
     /// Waits until something was refused for want of room, or a commit came near to a limit; at once if that was so since the last
-    /// call. Answers whether something was refused.
-    pub async fn pressed(&self) -> bool {
+    /// call. Answers what was refused since then.
+    pub async fn pressed(&self) -> Option<Refused> {
         self.space().pressed().await
     }
 

@@ -302,7 +302,8 @@ async fn what_is_refused_and_what_comes_near_presses() {
         let pressed = Box::pin(store.pressed());
         futures_util::FutureExt::now_or_never(pressed)
     };
-    let (refused, near) = (Some(true), Some(false));
+    let refused = Some(Some(Refused { bytes: 49_001, of_unknown_size: false }));
+    let near = Some(None);
     set_free(50_000);
     assert!(store.admits(Some(10), None) && pressed().is_none());
     assert_eq!(store.room(), Room { free: 50_000, min_free: 1000 });

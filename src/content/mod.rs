@@ -56,7 +56,7 @@ pub use crate::blobs::INTERVALS_RECORDED_MAX;
 pub use crate::metadata::StoredObject;
 pub use error::{Error, OpenError};
 pub use keep::{HOLDERS_MAX, Hold, KeepPolicy, KeepRule, KeepVerdict, UpstreamKeep, verdict};
-pub use leave::{Evidence, Left, Room};
+pub use leave::{Evidence, Left, Refused, Room};
 pub use metrics::{Metrics, Mismatch};
 pub use open::BlobLookup;
 pub use orphans::{AdoptReport, Adopted, Haste};

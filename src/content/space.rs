@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::leave::Refused;
 use crate::blobs::{self, Blobs, Volume};
 use crate::oci::RegistryName;
 
@@ -61,8 +62,6 @@ pub(super) struct Space {
     state: Mutex<State>,
     /// Somebody was refused room, or there is little left.
     pressure: Notify,
-    /// Somebody was refused room since the last [`Space::pressed`].
-    refused: AtomicBool,
     closed: RwLock<Closed>,
     /// Something is closed; spares every request the lock.
     some_closed: AtomicBool,
@@ -82,6 +81,8 @@ struct State {
     since_sample: u64,
     /// Promised and not reserved on the disk.
     unreserved: u64,
+    /// What was refused since the last [`Space::pressed`].
+    refused: Option<Refused>,
     full_until: Option<Instant>,
     out_of_descriptors_until: Option<Instant>,
 }
@@ -101,16 +102,15 @@ impl Space {
             min_free,
             state: Mutex::default(),
             pressure: Notify::new(),
-            refused: AtomicBool::new(false),
             closed: RwLock::default(),
             some_closed: AtomicBool::new(false),
         }
     }
 
-    /// Waits for the next [`Space::press`], or one that nobody has waited for yet. Was somebody refused room?
-    pub(super) async fn pressed(&self) -> bool {
+    /// Waits for the next [`Space::press`], or one that nobody has waited for yet. What was refused since the last time?
+    pub(super) async fn pressed(&self) -> Option<Refused> {
         self.pressure.notified().await;
-        self.refused.swap(false, Ordering::AcqRel)
+        self.state().refused.take()
     }
 
     /// Room is wanted.
@@ -148,14 +148,14 @@ impl Space {
     /// Is there room for `size` bytes? A file system that does not answer has none.
     pub(super) fn admits(&self, size: Option<u64>) -> bool {
         let mut state = self.state();
-        self.has_room(&mut state, size.unwrap_or(UNKNOWN_SIZE))
+        self.has_room(&mut state, size)
     }
 
     /// The same, and the room is promised to the caller.
     pub(super) fn promise(self: &Arc<Self>, size: Option<u64>) -> Option<Promise> {
         let bytes = size.unwrap_or(UNKNOWN_SIZE);
         let mut state = self.state();
-        if !self.has_room(&mut state, bytes) {
+        if !self.has_room(&mut state, size) {
             return None;
         }
         state.unreserved = state.unreserved.saturating_add(bytes);
@@ -205,7 +205,7 @@ impl Space {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn has_room(&self, state: &mut State, bytes: u64) -> bool {
+    fn has_room(&self, state: &mut State, size: Option<u64>) -> bool {
         let full = state.full_until.is_some_and(|until| Instant::now() < until);
         if state.is_out_of_descriptors() {
             return false;
@@ -213,11 +213,12 @@ impl Space {
         let Some(volume) = self.sample(state) else {
             return false;
         };
+        let bytes = size.unwrap_or(UNKNOWN_SIZE);
         let wanted = self.wanted(volume, bytes);
         let fits = !full && state.unpromised(volume) >= wanted;
         // For what is larger than the file system nobody can make room, and whoever claims such a size must not empty the store.
         if !fits && wanted <= volume.total {
-            self.refused.store(true, Ordering::Release);
+            state.refuse(bytes, size.is_none());
             self.press();
         }
         fits
@@ -244,6 +245,14 @@ impl Space {
 impl State {
     fn is_out_of_descriptors(&self) -> bool {
         self.out_of_descriptors_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    fn refuse(&mut self, bytes: u64, of_unknown_size: bool) {
+        // What is reserved on the disk is in the file system's own figure when somebody looks.
+        let bytes = bytes.saturating_add(self.unreserved);
+        let refused = self.refused.get_or_insert_default();
+        refused.bytes = refused.bytes.max(bytes);
+        refused.of_unknown_size |= of_unknown_size;
     }
 
     fn unpromised(&self, volume: Volume) -> u64 {
@@ -277,6 +286,8 @@ impl Drop for Promise {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
     use crate::blobs::testing::{Fault, FaultyDisk, Operation, Plan};
     use crate::blobs::{DirectoryLock, RealDisk};
@@ -329,6 +340,21 @@ mod tests {
         assert!(space.admits(Some(2 * MIB)));
         drop(reserved);
         assert!(!space.admits(Some(2 * MIB + 1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_largest_size_that_was_refused_is_told_once() {
+        let (space, ..) = space(MinFree::Default, 14 * MIB);
+        let pressed = || space.pressed().now_or_never().flatten();
+        assert!(!space.admits(Some(5 * MIB)) && !space.admits(Some(7 * MIB)));
+        assert!(!space.admits(Some(6 * MIB)));
+        let refused = Refused { bytes: 7 * MIB, of_unknown_size: false };
+        assert_eq!((pressed(), pressed()), (Some(refused), None));
+        // What is promised takes room as well before the refused size has any.
+        let _promise = space.promise(Some(4 * MIB)).unwrap();
+        assert!(!space.admits(Some(MIB)) && !space.admits(None));
+        let refused = Refused { bytes: 4 * MIB + UNKNOWN_SIZE, of_unknown_size: true };
+        assert_eq!(pressed(), Some(refused));
     }
 
     #[tokio::test(start_paused = true)]

@@ -24,7 +24,7 @@ use super::settings::{
     STEP_PARALLEL, STEP_REST, STEP_WORK, Settings, UNNEEDED_AFTER,
 };
 use crate::clock::Timestamp;
-use crate::content::{Error, Evidence, HOLDERS_MAX, KeepVerdict, Left, verdict};
+use crate::content::{Error, Evidence, HOLDERS_MAX, KeepVerdict, Left, Refused, verdict};
 use crate::metadata::Idle;
 use crate::oci::{Digest, RegistryName};
 
@@ -257,8 +257,8 @@ impl Evictor {
             let refused = tokio::select! {
                 () = stop.cancelled() => return,
                 refused = self.upkeep.content().pressed() => refused,
-                () = self.upkeep.eviction_woken() => false,
-                () = sleep(pause) => false,
+                () = self.upkeep.eviction_woken() => None,
+                () = sleep(pause) => None,
             };
             pause = tokio::select! {
                 () = stop.cancelled() => return,
@@ -272,7 +272,7 @@ impl Evictor {
     }
 
     /// Does what is due; answers after which time something more may be.
-    async fn look(&mut self, refused: bool) -> Duration {
+    async fn look(&mut self, refused: Option<Refused>) -> Duration {
         let evicted = self.evict(refused).await;
         let collected = self.collect().await;
         let forgotten = self.forget_strays().await;
@@ -285,7 +285,7 @@ impl Evictor {
         }
     }
 
-    async fn evict(&mut self, refused: bool) -> Result<(), Error> {
+    async fn evict(&mut self, refused: Option<Refused>) -> Result<(), Error> {
         let settings = self.upkeep.settings();
         let found = figures(&self.upkeep).await?;
         self.mark(&found);

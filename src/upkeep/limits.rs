@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::settings::{LOW_PERCENT, OPEN_PERCENT, Settings};
 use crate::clock::Timestamp;
-use crate::content::Room;
+use crate::content::{Refused, Room};
 use crate::metadata::Usage;
 use crate::oci::RegistryName;
 
@@ -18,9 +18,9 @@ pub(super) const MAX_SIZE: &str = "max_size";
 pub(super) const UPSTREAM_MAX_SIZE: &str = "upstream_max_size";
 pub(super) const MAX_UNUSED: &str = "max_unused";
 
-/// Something was refused although `min_free` was met: this much more is wanted at least. Doubled while that is not enough.
+/// Something of unknown size was refused although `min_free` was met: this much more is wanted at least. Doubled while that is not enough.
 const FREE_EXTRA_MIN: u64 = 16 * 1024 * 1024;
-/// And this much at most, which is more than a layer has.
+/// What was refused gets this much at most, which is more than a layer has: whoever claims to have more must not empty the store.
 const FREE_EXTRA_MAX: u64 = 32 * 1024 * 1024 * 1024;
 
 /// One thing that eviction is to reach.
@@ -118,7 +118,8 @@ impl Figures {
         }
         let wanted = self.room.min_free.saturating_add(extra);
         if self.room.free < wanted && self.room != Room::default() {
-            let bytes = wanted.saturating_add(self.room.min_free / 100 * (100 - LOW_PERCENT));
+            let margin = self.room.min_free / 100 * (100 - LOW_PERCENT);
+            let bytes = wanted.max(self.room.min_free.saturating_add(margin));
             aims.push(Aim { from: None, goal: Goal::Free { bytes } });
         }
         aims
@@ -131,15 +132,23 @@ impl Figures {
     }
 }
 
-/// What is to be free beyond `min_free`: nothing unless something was refused although that was met, and more each time it was not enough.
-pub(super) fn extra(before: u64, room: Room, refused: bool) -> u64 {
-    if !refused {
+/// What is to be free beyond `min_free`: what was refused would fit into it. What has no known size gets more each time it was not enough;
+/// `before` is the answer to the refusal before.
+pub(super) fn extra(before: u64, room: Room, refused: Option<Refused>) -> u64 {
+    let Some(Refused { bytes, of_unknown_size }) = refused else {
         return 0;
+    };
+    let known = bytes.min(FREE_EXTRA_MAX);
+    if !of_unknown_size {
+        return known;
     }
-    if room.free < room.min_free.saturating_add(before) {
-        return before;
-    }
-    before.saturating_mul(2).clamp(FREE_EXTRA_MIN, FREE_EXTRA_MAX)
+    let was_enough_room = room.free >= room.min_free.saturating_add(before);
+    let tried = if was_enough_room {
+        before.saturating_mul(2).clamp(FREE_EXTRA_MIN, FREE_EXTRA_MAX)
+    } else {
+        before
+    };
+    known.max(tried)
 }
 
 /// Down to here eviction goes.
@@ -207,7 +216,7 @@ mod tests {
         let free = aim(None, Goal::Free { bytes: 1050 });
         assert_eq!(short.aims(&settings, OPEN, 0, NOW), std::slice::from_ref(&free));
         assert_eq!(short.missing(&free), Some(51));
-        assert_eq!(full.aims(&settings, OPEN, 100, NOW), [aim(None, Goal::Free { bytes: 1150 })]);
+        assert_eq!(full.aims(&settings, OPEN, 100, NOW), [aim(None, Goal::Free { bytes: 1100 })]);
         let silent = Figures { room: Room::default(), ..full };
         assert_eq!(silent.aims(&settings, OPEN, 100, NOW), [], "the file system does not answer");
         assert_eq!(silent.missing(&free), Some(0));
@@ -251,15 +260,35 @@ mod tests {
         }
     }
 
+    const fn room(free: u64) -> Room {
+        Room { free, min_free: 1000 }
+    }
+
     #[test]
-    fn a_refusal_beyond_the_reserve_asks_for_more_each_time() {
-        let room = |free| Room { free, min_free: 1000 };
-        assert_eq!(extra(0, room(5000), false), 0);
-        let first = extra(0, room(5000), true);
+    fn what_was_refused_gets_its_size_however_often_it_was_refused() {
+        let settings = Settings::default();
+        let refused = |bytes| Some(Refused { bytes, of_unknown_size: false });
+        assert_eq!(extra(9_999, room(5000), None), 0);
+        let mut wanted = 0;
+        for _ in 0..40 {
+            wanted = extra(wanted, room(5000), refused(7_000));
+            let found = figures(5000, &[("docker.io", 90_000)]);
+            let aims = found.aims(&settings, OPEN, wanted, NOW);
+            assert_eq!(aims, [aim(None, Goal::Free { bytes: 8_000 })]);
+        }
+        assert_eq!(extra(0, room(5000), refused(u64::MAX)), FREE_EXTRA_MAX);
+        let met = figures(8_000, &[("docker.io", 90_000)]);
+        assert_eq!(met.aims(&settings, OPEN, wanted, NOW), []);
+    }
+
+    #[test]
+    fn a_refusal_of_unknown_size_asks_for_more_each_time() {
+        let refused = Some(Refused { bytes: 10, of_unknown_size: true });
+        let first = extra(0, room(5000), refused);
         assert_eq!(first, FREE_EXTRA_MIN);
-        assert_eq!(extra(first, room(5000), true), first, "it was not even reached");
-        assert_eq!(extra(first, room(1000 + first), true), 2 * first);
-        assert_eq!(extra(u64::MAX, room(u64::MAX), true), FREE_EXTRA_MAX);
-        assert_eq!(extra(0, room(500), true), 0, "the reserve itself comes first");
+        assert_eq!(extra(first, room(5000), refused), first, "it was not even reached");
+        assert_eq!(extra(first, room(1000 + first), refused), 2 * first);
+        assert_eq!(extra(u64::MAX, room(u64::MAX), refused), FREE_EXTRA_MAX);
+        assert_eq!(extra(0, room(500), refused), 10, "the reserve itself comes first");
     }
 }
