@@ -5,6 +5,7 @@
 //! - Nothing that is young, in use or kept goes; `content` looks again, under the digest's lock, before it takes the bytes.
 //! - What is kept is postponed, so each object is looked at once per round; a round ends, because nothing comes into its window.
 //! - What is gone upstream goes in a second part of the round, if the first was not enough. An age is an age: it goes with the others.
+//! - What cannot be taken is passed over; the others go, and the store is judged all the same.
 //! - Small steps with rests between them; a limit that cannot be met closes the store for what it limits, and is said once.
 
 use std::collections::BTreeSet;
@@ -20,7 +21,7 @@ use super::events::Fate;
 use super::limits::{self, Aim, Figures, Goal, MAX_SIZE, MIN_FREE, UPSTREAM_MAX_SIZE};
 use super::service::Upkeep;
 use super::settings::{
-    AFTER_FAILURE, COLLECT_EVERY, EVICT_EVERY, EVICT_PAUSE, FIRST_LOOK, STEP_OBJECTS,
+    AFTER_FAILURE, COLLECT_EVERY, EVICT_EVERY, EVICT_PAUSE, FAILURES_MAX, FIRST_LOOK, STEP_OBJECTS,
     STEP_PARALLEL, STEP_REST, STEP_WORK, Settings, UNNEEDED_AFTER,
 };
 use crate::clock::Timestamp;
@@ -49,6 +50,10 @@ pub(super) struct Round<'a> {
     last: Timestamp,
     /// Everything else has been looked at.
     second: bool,
+    /// Objects that could not be taken.
+    failures: usize,
+    /// The first of them says why.
+    failed: Option<Error>,
 }
 
 /// A step of a round.
@@ -66,6 +71,8 @@ struct Sorted {
     kept: Vec<Digest>,
     /// To the end of the round.
     last: Vec<Digest>,
+    /// Out of the round.
+    failed: Vec<Digest>,
     decisions: Vec<Decision>,
 }
 
@@ -79,24 +86,24 @@ impl<'a> Round<'a> {
         let last = before.minus(Duration::from_millis(1));
         // An age asks for no order: what is gone upstream has had its time, too.
         let second = matches!(aim.goal, Goal::Unused { .. });
-        Self { upkeep, settings, aim, before, last, second }
+        Self { upkeep, settings, aim, before, last, second, failures: 0, failed: None }
     }
 
-    /// Takes a small part of what has to go.
+    /// Takes a small part of what has to go. What cannot be taken is passed over, and is the error with which the round ends.
     pub(super) async fn step(&mut self) -> Result<Step, Error> {
         let missing = figures(self.upkeep).await?.missing(&self.aim);
-        if missing == Some(0) {
-            return Ok(Step { decisions: Vec::new(), over: true });
+        if missing == Some(0) || self.failures >= FAILURES_MAX {
+            return self.end();
         }
         let rows = self.upkeep.content().metadata();
         let page = rows.idle(self.before, self.aim.from.as_ref(), STEP_OBJECTS).await?;
         let Some(first) = page.first() else {
-            return Ok(Step { decisions: Vec::new(), over: true });
+            return self.end();
         };
         self.second |= first.since >= self.last;
         let rules = rows.rules().epoch();
         let mut sorted = self.sort(page, missing.unwrap_or(u64::MAX)).await?;
-        let failed = self.take(&mut sorted, rules).await;
+        self.take(&mut sorted, rules).await;
         if !sorted.kept.is_empty() {
             // Out of the window also if the clock was set back since the round began, or the same would come again.
             rows.postpone(sorted.kept, self.upkeep.clock().now().max(self.before)).await?;
@@ -104,10 +111,18 @@ impl<'a> Round<'a> {
         if !sorted.last.is_empty() {
             rows.postpone(sorted.last, self.last).await?;
         }
-        match failed {
-            // The same would come again.
+        if !sorted.failed.is_empty() {
+            self.failures += sorted.failed.len();
+            // The next round tries again.
+            rows.postpone(sorted.failed, self.before).await?;
+        }
+        Ok(Step { decisions: sorted.decisions, over: false })
+    }
+
+    fn end(&mut self) -> Result<Step, Error> {
+        match self.failed.take() {
             Some(error) => Err(error),
-            None => Ok(Step { decisions: sorted.decisions, over: false }),
+            None => Ok(Step { decisions: Vec::new(), over: true }),
         }
     }
 
@@ -140,8 +155,8 @@ impl<'a> Round<'a> {
         Ok(verdict(&holders, &rules, &self.settings.keep, self.upkeep.clock().now()))
     }
 
-    /// Takes the bytes; answers the first failure, after all of them were tried.
-    async fn take(&self, sorted: &mut Sorted, rules: u64) -> Option<Error> {
+    /// Takes the bytes.
+    async fn take(&mut self, sorted: &mut Sorted, rules: u64) {
         let content = self.upkeep.content();
         let limit = self.aim.goal.limit(self.aim.from.as_ref());
         let leaving = std::mem::take(&mut sorted.victims).into_iter().map(|object| async move {
@@ -150,7 +165,6 @@ impl<'a> Round<'a> {
             (object, left)
         });
         let mut leaving = pin!(stream::iter(leaving).buffer_unordered(STEP_PARALLEL));
-        let mut failed = None;
         while let Some((object, left)) = leaving.next().await {
             match left {
                 Ok(Left::Gone(bytes)) => {
@@ -166,11 +180,11 @@ impl<'a> Round<'a> {
                 Err(error) => {
                     self.upkeep.metrics().stuck();
                     tracing::warn!(digest = %object.digest, %error, "stored content could not be evicted");
-                    failed = failed.or(Some(error));
+                    sorted.failed.push(object.digest);
+                    self.failed.get_or_insert(error);
                 }
             }
         }
-        failed
     }
 
     /// What the first steps would do, without doing it: at most `limit` objects are looked at.
@@ -296,12 +310,27 @@ impl Evictor {
             self.extra,
             self.upkeep.clock().now(),
         );
-        let (mut objects, mut bytes) = (0_u64, 0_u64);
         // Offline nothing goes, so there is nothing to look at.
-        for aim in aims.into_iter().filter(|_| !settings.keep.offline) {
-            let mut round = Round::new(&self.upkeep, &settings, aim);
+        let reached =
+            if settings.keep.offline { Ok(()) } else { self.reach(&settings, aims).await };
+        // What failed does not change that a limit is met, or is not.
+        let judged = self.judge(&settings).await;
+        reached.and(judged)
+    }
+
+    /// Goes round for each of the aims, and answers the first failure afterwards.
+    async fn reach(&self, settings: &Settings, aims: Vec<Aim>) -> Result<(), Error> {
+        let (mut objects, mut bytes, mut outcome) = (0_u64, 0_u64, Ok(()));
+        for aim in aims {
+            let mut round = Round::new(&self.upkeep, settings, aim);
             loop {
-                let step = round.step().await?;
+                let step = match round.step().await {
+                    Ok(step) => step,
+                    Err(error) => {
+                        outcome = outcome.and(Err(error));
+                        break;
+                    }
+                };
                 let gone = step.decisions.iter().filter(|one| one.fate == Fate::Evicted);
                 for one in gone {
                     objects += 1;
@@ -316,7 +345,7 @@ impl Evictor {
         if objects > 0 {
             tracing::info!(objects, bytes, "content that was not used for longest was evicted");
         }
-        self.judge(&settings).await
+        outcome
     }
 
     /// Closes the store for what exceeds its limit although everything that may go has gone, and opens it again.

@@ -7,6 +7,8 @@ use super::evict::Round;
 use super::limits::{Aim, Goal};
 use super::tests::{House, report, story};
 use super::*;
+use crate::blobs::RealDisk;
+use crate::blobs::testing::{Fault, FaultyDisk, Operation, Plan};
 use crate::clock::Clock as _;
 use crate::content::{KeepPolicy, UpstreamKeep};
 use crate::metadata::{RepositoryKey, RuleKind, Within};
@@ -62,6 +64,45 @@ async fn a_limit_that_only_young_content_exceeds_closes_the_store_until_it_is_ol
         }
     };
     tokio::time::timeout(Duration::from_secs(30), open).await.expect("it opens again");
+    house.finish().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_taken_is_passed_over_and_the_store_is_judged() {
+    let disk = FaultyDisk::new(Arc::new(RealDisk));
+    let house = House::on(Arc::clone(&disk) as _, limited(150));
+    for number in 0..2_u8 {
+        house.put(&[number; 100]).await;
+    }
+    house.clock.advance(2 * HOUR);
+    for number in 2..4_u8 {
+        house.put(&[number; 100]).await;
+    }
+    let fault = Fault::Io;
+    disk.fail(Plan { at: 1, lasting: false, fault, only: Some(Operation::Unlink) });
+    house.upkeep.start();
+    house.upkeep.wake();
+    house.reaches(UNMET, 1.0).await;
+    assert_eq!(house.metric(BY_SIZE), 1.0, "the other one went");
+    assert!(!house.content.admits(Some(1), None), "it is closed");
+    house.finish().await;
+}
+
+#[tokio::test]
+async fn a_round_that_fails_tells_why_when_it_is_over() {
+    let disk = FaultyDisk::new(Arc::new(RealDisk));
+    let settings = limited(10);
+    let house = House::on(Arc::clone(&disk) as _, settings.clone());
+    for number in 0..3_u8 {
+        house.put(&[number; 100]).await;
+        house.clock.advance(HOUR);
+    }
+    house.clock.advance(2 * HOUR);
+    disk.fail(Plan { at: 1, lasting: true, fault: Fault::Io, only: Some(Operation::Unlink) });
+    let aim = Aim { from: None, goal: Goal::Stored { bytes: 0 } };
+    let mut round = Round::new(&house.upkeep, &settings, aim);
+    assert!(!round.step().await.unwrap().over);
+    assert!(round.step().await.is_err());
     house.finish().await;
 }
 

@@ -61,6 +61,8 @@ pub(super) const STEP_OBJECTS: u32 = 64;
 pub(super) const STEP_WORK: Duration = Duration::from_millis(20);
 /// The rest between two steps.
 pub(super) const STEP_REST: Duration = Duration::from_millis(10);
+/// A round goes on after failures until there are so many: then the disk is in trouble, and not a file.
+pub(super) const FAILURES_MAX: usize = 64;
 /// Objects that leave at the same time: their rows are written in one go.
 pub(super) const STEP_PARALLEL: usize = 16;
 /// What was deleted is looked at this often.

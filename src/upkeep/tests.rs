@@ -40,7 +40,7 @@ impl House {
         Self::on(Arc::new(RealDisk), settings)
     }
 
-    fn on(disk: Arc<dyn Disk>, settings: Settings) -> Self {
+    pub(super) fn on(disk: Arc<dyn Disk>, settings: Settings) -> Self {
         let dir = TempDir::new().unwrap();
         let clock = ManualClock::starting_at(Timestamp::from_millis(1_795_305_600_000));
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
