@@ -42,17 +42,22 @@ fn manifest(number: u64) -> Vec<u8> {
     format!("manifest {number}").into_bytes()
 }
 
+/// What a child is to do, from its standard input: the number to begin with, and the store. `None`: nobody told it.
+fn order() -> Option<(u64, Store)> {
+    let mut order = String::new();
+    std::io::stdin().read_line(&mut order).unwrap();
+    let (first, root) = order.trim().split_once(' ')?;
+    Some((first.parse().unwrap(), Store::open(Path::new(root))))
+}
+
 /// Not a test by itself: the parent runs it by name and writes the directory to its standard input.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "the child of kill_9_at_any_moment_is_harmless"]
 async fn child_that_stores_until_it_is_killed() {
-    let mut root = String::new();
-    std::io::stdin().read_line(&mut root).unwrap();
-    let Some((first, root)) = root.trim().split_once(' ') else {
+    let Some((first, store)) = order() else {
         return;
     };
-    let store = Store::open(Path::new(root));
-    for number in first.parse::<u64>().unwrap().. {
+    for number in first.. {
         let layer = layer(number);
         let manifest = manifest(number);
         let commit = commit_of(&manifest, &[&layer], "latest");
@@ -71,13 +76,10 @@ async fn child_that_stores_until_it_is_killed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "the child of kill_9_while_content_leaves_is_harmless"]
 async fn child_whose_content_leaves_until_it_is_killed() {
-    let mut root = String::new();
-    std::io::stdin().read_line(&mut root).unwrap();
-    let Some((first, root)) = root.trim().split_once(' ') else {
+    let Some((first, store)) = order() else {
         return;
     };
-    let store = Store::open(Path::new(root));
-    for number in first.parse::<u64>().unwrap().. {
+    for number in first.. {
         let (bytes, layer) = (manifest(number), layer(number));
         let commit = commit_of(&bytes, &[&layer], "latest");
         store.store_revision(commit, bytes.into()).await.unwrap();

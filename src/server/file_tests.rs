@@ -80,6 +80,16 @@ impl Fixture {
         Self::recorded(buffer, answer, None).await
     }
 
+    /// Asked for a blob, which it has begun to send.
+    async fn sending(blob: &Blob) -> Self {
+        let (span, range) = (blob.span(), ByteRange { start: 0, end: BLOB_BYTES });
+        let answer = move || Payload::Parts(Parts::one(range, windows(span.clone())));
+        let mut fixture = Self::start(16 * 1024, Arc::new(answer)).await;
+        fixture.client.write_all(ASK).await.unwrap();
+        fixture.client.readable().await.unwrap();
+        fixture
+    }
+
     /// The first request has this record.
     async fn recorded(buffer: usize, answer: Arc<Answer>, record: Option<Box<Record>>) -> Self {
         let record = Mutex::new(record);
@@ -192,13 +202,8 @@ async fn parts_that_overlap_are_each_their_own_bytes() {
 #[tokio::test]
 async fn a_file_that_loses_its_name_is_sent_to_its_end() {
     let blob = Blob::new();
-    let (span, path) = (blob.span(), blob.path());
-    let range = ByteRange { start: 0, end: BLOB_BYTES };
-    let answer = move || Payload::Parts(Parts::one(range, windows(span.clone())));
-    let mut fixture = Fixture::start(16 * 1024, Arc::new(answer)).await;
-    fixture.client.write_all(ASK).await.unwrap();
-    fixture.client.readable().await.unwrap();
-    fs::remove_file(path).unwrap();
+    let mut fixture = Fixture::sending(&blob).await;
+    fs::remove_file(blob.path()).unwrap();
     let answers = fixture.ask(1).await;
     assert!(bodies(&answers).iter().all(|body| *body == blob.bytes));
     assert_eq!(bodies(&answers).len(), 2);
@@ -248,13 +253,8 @@ async fn what_a_client_did_not_take_of_the_last_window_is_not_counted() {
 #[tokio::test]
 async fn a_file_that_somebody_cuts_ends_the_connection_short() {
     let blob = Blob::new();
-    let (span, path) = (blob.span(), blob.path());
-    let range = ByteRange { start: 0, end: BLOB_BYTES };
-    let answer = move || Payload::Parts(Parts::one(range, windows(span.clone())));
-    let mut fixture = Fixture::start(16 * 1024, Arc::new(answer)).await;
-    fixture.client.write_all(ASK).await.unwrap();
-    fixture.client.readable().await.unwrap();
-    File::options().write(true).open(path).unwrap().set_len(2_000_000).unwrap();
+    let mut fixture = Fixture::sending(&blob).await;
+    File::options().write(true).open(blob.path()).unwrap().set_len(2_000_000).unwrap();
     let mut answer = Vec::new();
     let read = timeout(TIME, fixture.client.read_to_end(&mut answer));
     read.await.expect("the server ends it").expect("FIN, not RST");

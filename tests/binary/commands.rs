@@ -75,25 +75,6 @@ impl Scene {
         Roadstead::start(self.home.path(), &["--config", "roadstead.toml"])
     }
 
-    /// Pulls everything, and waits until it is stored.
-    async fn pull(&self, roadstead: &Roadstead) {
-        let client = Client::new(roadstead.data);
-        client.get("/v2/up.test/team/app/manifests/v1").expect(200).await;
-        for blob in self.image.all_blobs() {
-            let body = client.blob("up.test/team/app", &blob.digest).open().await;
-            assert_eq!(body.rest().await.digest(), blob.digest);
-        }
-        let is_busy = |text: String| {
-            let flights =
-                |line: &str| line.starts_with("roadstead_flights ") && !line.ends_with(" 0");
-            text.lines().any(flights)
-        };
-        let observe = Client::new(roadstead.observe);
-        while is_busy(observe.get("/metrics").expect(200).await.text()) {
-            tokio::task::yield_now().await;
-        }
-    }
-
     fn data(&self) -> PathBuf {
         self.home.path().join("roadstead-data")
     }
@@ -210,7 +191,7 @@ impl Scene {
 async fn commands_through_the_socket_of_a_running_server() {
     let scene = Scene::new().await;
     let roadstead = scene.serve();
-    scene.pull(&roadstead).await;
+    roadstead.pulled(&scene.image).await;
     let place = ["--data", "roadstead-data"];
     scene.ask_everything(&place);
 
@@ -236,7 +217,7 @@ async fn commands_through_the_socket_of_a_running_server() {
 async fn a_running_server_takes_things_out() {
     let scene = Scene::new().await;
     let roadstead = scene.serve();
-    scene.pull(&roadstead).await;
+    roadstead.pulled(&scene.image).await;
     scene.take_out(&["--config", "roadstead.toml"]);
 }
 
@@ -244,7 +225,7 @@ async fn a_running_server_takes_things_out() {
 async fn commands_on_a_stopped_store() {
     let scene = Scene::new().await;
     let roadstead = scene.serve();
-    scene.pull(&roadstead).await;
+    roadstead.pulled(&scene.image).await;
     roadstead.signal("TERM");
     assert!(roadstead.wait().0.success());
     let place = ["--config", "roadstead.toml"];
@@ -262,7 +243,7 @@ async fn commands_on_a_stopped_store() {
 async fn commands_over_tcp_with_the_token() {
     let scene = Scene::new().await;
     let mut roadstead = scene.serve();
-    scene.pull(&roadstead).await;
+    roadstead.pulled(&scene.image).await;
     let line = roadstead.wait_for_line("admin API on ");
     let url = line.split(' ').find(|word| word.starts_with("http://")).unwrap();
     let url = url.trim_end_matches(',').to_owned();
@@ -291,7 +272,7 @@ async fn commands_over_tcp_with_the_token() {
 async fn a_reader_that_goes_away_ends_a_list_quietly() {
     let scene = Scene::new().await;
     let roadstead = scene.serve();
-    scene.pull(&roadstead).await;
+    roadstead.pulled(&scene.image).await;
     let mut ls = command(scene.home.path());
     let mut child = ls.arg("ls").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());

@@ -8,6 +8,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use crate::support::client::Client;
+use crate::support::content::Image;
+
 /// Longest wait for a line or an exit; a slow machine needs a second, a hang needs an end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -44,6 +47,26 @@ pub struct Roadstead {
 }
 
 impl Roadstead {
+    /// Pulls an image through it, and waits until all of it is stored.
+    pub async fn pulled(&self, image: &Image) {
+        let client = Client::new(self.data);
+        client.get("/v2/up.test/team/app/manifests/v1").expect(200).await;
+        for blob in image.all_blobs() {
+            let body = client.blob("up.test/team/app", &blob.digest).open().await;
+            assert_eq!(body.rest().await.digest(), blob.digest);
+        }
+        // A blob is stored a moment after its last byte went out.
+        let is_busy = |text: String| {
+            let flights =
+                |line: &str| line.starts_with("roadstead_flights ") && !line.ends_with(" 0");
+            text.lines().any(flights)
+        };
+        let observe = Client::new(self.observe);
+        while is_busy(observe.get("/metrics").expect(200).await.text()) {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Starts `serve` on free ports with `arguments` added, and waits until it says where it listens.
     pub fn start(directory: &Path, arguments: &[&str]) -> Self {
         Self::start_as(command(directory), directory, arguments)

@@ -29,7 +29,7 @@ impl Scene {
         fake.push("team/app", "v1", &image);
         let scene = Self { fake, image, home: TempDir::new().unwrap() };
         let roadstead = scene.serve();
-        scene.pull(&roadstead).await;
+        roadstead.pulled(&scene.image).await;
         roadstead.signal("TERM");
         assert!(roadstead.wait().0.success());
         scene
@@ -37,27 +37,6 @@ impl Scene {
 
     fn serve(&self) -> Roadstead {
         Roadstead::start(self.home.path(), &["--upstream", &format!("up.test={}", self.fake.url())])
-    }
-
-    /// Pulls everything; the client compares the digests.
-    async fn pull(&self, roadstead: &Roadstead) {
-        let client = Client::new(roadstead.data);
-        client.get("/v2/up.test/team/app/manifests/v1").expect(200).await;
-        for blob in self.image.all_blobs() {
-            let body = client.blob("up.test/team/app", &blob.digest).open().await;
-            assert_eq!(body.rest().await.digest(), blob.digest);
-        }
-        // A blob is stored a moment after its last byte went out.
-        while Client::new(roadstead.observe)
-            .get("/metrics")
-            .expect(200)
-            .await
-            .text()
-            .lines()
-            .any(|line| line.starts_with("roadstead_flights ") && !line.ends_with(" 0"))
-        {
-            tokio::task::yield_now().await;
-        }
     }
 
     fn data(&self) -> PathBuf {
@@ -132,7 +111,7 @@ async fn verify_of_a_stopped_store_tells_and_repair_repairs() {
     let (status, out, _) = scene.roadstead(&["verify"]);
     assert_eq!(status.code(), Some(0), "{out}");
     let roadstead = scene.serve();
-    scene.pull(&roadstead).await;
+    roadstead.pulled(&scene.image).await;
     assert!(scene.file(&bad).exists() && scene.file(&gone).exists());
 }
 
@@ -163,7 +142,7 @@ async fn verify_of_a_running_store_goes_through_the_server() {
         (&last["event"], &last["damaged"], &last["missing"]),
         (&"ended".into(), &1.into(), &1.into())
     );
-    scene.pull(&roadstead).await;
+    roadstead.pulled(&scene.image).await;
     let (status, out, _) = scene.roadstead(&["verify"]);
     assert_eq!(status.code(), Some(0), "{out}");
     roadstead.signal("TERM");
@@ -211,7 +190,7 @@ async fn a_lost_database_is_rebuilt_from_the_files() {
     let (status, out, _) = scene.roadstead(&["reindex"]);
     assert!(status.success() && out.contains("0 files that"), "{out}");
     let roadstead = scene.serve();
-    scene.pull(&roadstead).await;
+    roadstead.pulled(&scene.image).await;
     let after: Vec<u64> =
         scene.image.all_blobs().iter().map(|blob| scene.fake.blob_bytes(&blob.digest)).collect();
     assert_eq!(after, sizes, "nothing that is here is downloaded again");
