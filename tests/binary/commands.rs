@@ -10,7 +10,6 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::process::{Roadstead, command, run};
-use crate::support::client::Client;
 use crate::support::content::Image;
 use crate::support::fake::Fake;
 

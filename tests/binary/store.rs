@@ -11,7 +11,6 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use tempfile::TempDir;
 
 use crate::process::{Roadstead, binary, command, run};
-use crate::support::client::Client;
 use crate::support::content::{Blob, Image};
 use crate::support::fake::Fake;
 
