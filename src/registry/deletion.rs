@@ -65,7 +65,8 @@ impl Registry {
             return Ok(Removed::Unknown);
         }
         let asked = match what {
-            Removal::Tag(tag) | Removal::Link(tag, _) => HoldsAsked::Tag(tag),
+            Removal::Tag(tag) => HoldsAsked::Tag(tag),
+            Removal::Link(tag, digest) => HoldsAsked::Link(tag, digest),
             Removal::Revision(digest) => HoldsAsked::Revision(digest),
         };
         let holds = holds(metadata, key, asked, self.proxy().now()).await?;

@@ -9,15 +9,19 @@ use super::inspect::{named, needed_by, of_need, of_policy};
 use super::model::{Deletion, Hold};
 use super::service::{Desk, never_of_the_tag};
 use crate::clock::Timestamp;
-use crate::content::{HOLDERS_MAX, KeepVerdict, Left, verdict};
-use crate::metadata::{self, Deleted, Holder, Holders, Metadata, RepositoryKey, RuleKind, Rules};
+use crate::content::{HOLDERS_MAX, KeepVerdict, Left, rules_on_link, verdict};
+use crate::metadata::{
+    self, Deleted, Holder, Holders, Metadata, RepositoryKey, Rule, RuleKind, Rules,
+};
 use crate::oci::{Digest, Tag};
 
 /// What somebody wants to delete.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::registry) enum HoldsAsked<'a> {
-    /// A tag, or a revision of it.
+    /// A tag with all that it ever pointed at.
     Tag(&'a Tag),
+    /// A revision of a tag.
+    Link(&'a Tag, &'a Digest),
     Revision(&'a Digest),
 }
 
@@ -31,6 +35,18 @@ pub(in crate::registry) async fn holds(
     let rules = metadata.rules();
     Ok(match asked {
         HoldsAsked::Tag(tag) => rules_on_tag(&rules, now, key, tag),
+        HoldsAsked::Link(tag, digest) => {
+            let holders = metadata.holders(digest, HOLDERS_MAX).await?;
+            let mut own = holders.revisions.iter();
+            let own = own.find(|own| own.repository == *key && own.revision == *digest);
+            match own.filter(|_all_links_known| !holders.more) {
+                Some(own) => {
+                    rules_on_link(own, tag, &rules, now).into_iter().map(of_rule).collect()
+                }
+                // Nobody knows whether it is the one that is wanted.
+                None => rules_on_tag(&rules, now, key, tag),
+            }
+        }
         HoldsAsked::Revision(digest) => {
             let holders = metadata.holders(digest, HOLDERS_MAX).await?;
             let mut holds = rules_on_revision(&rules, now, key, (digest, &holders));
@@ -80,7 +96,8 @@ impl Desk {
         if !self.metadata().was_tagged(&image.key, tag, digest).await? {
             return Err(never_of_the_tag(image));
         }
-        refuse_held(image, rules_on_tag(&self.rules(), self.now(), &image.key, tag), force)?;
+        let asked = HoldsAsked::Link(tag, digest);
+        refuse_held(image, holds(self.metadata(), &image.key, asked, self.now()).await?, force)?;
         let deleted = self.metadata().delete_link(&image.key, tag, digest).await?;
         self.done(image, deleted)
     }
@@ -194,15 +211,17 @@ impl Desk {
 
 /// Pins and freezes that mean this tag.
 fn rules_on_tag(rules: &Rules, now: Timestamp, key: &RepositoryKey, tag: &Tag) -> Vec<Hold> {
-    let on_tag = |kind: RuleKind, by: &str| {
-        let covering = rules.in_force(kind, now);
-        let covering = covering.filter(|rule| rule.scope.covers_tag(&key.upstream, &key.name, tag));
-        let what = |rule: &metadata::Rule| format!("{by} {} of {}", rule.id, rule.scope);
-        covering.map(|rule| Hold { by: by.to_owned(), what: what(rule) }).collect::<Vec<_>>()
+    let all = [RuleKind::Pin, RuleKind::Freeze].into_iter();
+    let all = all.flat_map(|kind| rules.in_force(kind, now));
+    all.filter(|rule| rule.scope.covers_tag(&key.upstream, &key.name, tag)).map(of_rule).collect()
+}
+
+fn of_rule(rule: &Rule) -> Hold {
+    let by = match rule.kind {
+        RuleKind::Pin => "pin",
+        RuleKind::Freeze => "freeze",
     };
-    let mut holds = on_tag(RuleKind::Pin, "pin");
-    holds.extend(on_tag(RuleKind::Freeze, "freeze"));
-    holds
+    Hold { by: by.to_owned(), what: format!("{by} {} of {}", rule.id, rule.scope) }
 }
 
 /// Pins that mean this revision, by itself or by a tag of the repository that points at it now, and freezes of such tags.
