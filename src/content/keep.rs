@@ -7,7 +7,7 @@
 use std::fmt;
 
 use crate::clock::Timestamp;
-use crate::metadata::{Holder, Holders, RepositoryKey, Rules, TagLink};
+use crate::metadata::{Holder, Holders, RepositoryKey, Rule, RuleKind, Rules, TagLink};
 use crate::oci::{HostFamily, RegistryName, Tag, TagPattern};
 
 /// Revisions that are asked for when somebody decides on an object; one that more than these need is kept.
@@ -139,7 +139,7 @@ fn offline(holders: &Holders, policy: &KeepPolicy) -> Option<Hold> {
 fn hold_by(holder: &Holder, rules: &Rules, policy: &KeepPolicy, now: Timestamp) -> Option<Hold> {
     let Holder { repository, revision, links, .. } = holder;
     // What a tag pointed at last before it vanished upstream is what its pin is for.
-    let current = links.iter().filter(|link| link.until.is_none() || link.last_before_absent);
+    let current = links.iter().filter(|link| is_current(link));
     if let Some(rule) = rules.pin_of(repository, revision, current.map(|link| &link.tag), now) {
         let image = format!("{repository}@{revision}");
         return Some(Hold::Pin { rule: rule.id, scope: rule.scope.to_string(), image });
@@ -154,6 +154,37 @@ fn hold_by(holder: &Holder, rules: &Rules, policy: &KeepPolicy, now: Timestamp) 
         let revisions = policy.revisions(repository, &link.tag);
         (link.newer < revisions).then(|| Hold::LastRevisions { image: image(), revisions })
     })
+}
+
+/// Pins and freezes in force for whose sake a revision may not leave a tag: the tag's, where they want this very revision and not another
+/// one, and the pins that name the revision itself.
+pub fn rules_on_link<'a>(
+    holder: &Holder,
+    tag: &Tag,
+    rules: &'a Rules,
+    now: Timestamp,
+) -> Vec<&'a Rule> {
+    let Holder { repository, revision, links, .. } = holder;
+    let RepositoryKey { upstream, name } = repository;
+    let is_any = |wanted: &dyn Fn(&TagLink) -> bool| {
+        links.iter().any(|link| link.tag == *tag && wanted(link))
+    };
+    let pinned = is_any(&is_current);
+    let frozen = rules.frozen(repository, tag, now);
+    let frozen = frozen.is_some_and(|since| is_any(&|link| serves_when_frozen(link, since)));
+    let of_tag = |kind, wanted: bool| {
+        let of_kind = rules.in_force(kind, now);
+        of_kind.filter(move |rule| {
+            wanted && rule.scope.covers_tag(upstream, name, tag)
+                || kind == RuleKind::Pin && rule.scope.covers_revision(upstream, name, revision)
+        })
+    };
+    of_tag(RuleKind::Pin, pinned).chain(of_tag(RuleKind::Freeze, frozen)).collect()
+}
+
+/// Is it what the tag points at, or pointed at last before it vanished upstream?
+fn is_current(link: &TagLink) -> bool {
+    link.until.is_none() || link.last_before_absent
 }
 
 /// Is it what the tag pointed at when it was frozen, or may it be the first afterwards?

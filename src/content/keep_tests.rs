@@ -266,3 +266,31 @@ fn what_cannot_be_fetched_again_stays_or_goes_last() {
         assert_eq!(word(&holders, &Rules::default(), policy), wanted, "{name}");
     }
 }
+
+#[test]
+fn a_revision_may_leave_a_tag_unless_a_rule_wants_this_very_one() {
+    let name = "docker.io/library/nginx";
+    let (current, past) = (link("1.27", 10, None, 0), link("1.27", 10, Some(20), 1));
+    let by_digest = format!("{name}@{}", digest());
+    let tag = "docker.io/library/nginx:1.27";
+    let table: &[(RuleKind, &str, i64, TagLink, bool)] = &[
+        (RuleKind::Pin, tag, 0, current.clone(), true),
+        (RuleKind::Pin, tag, 0, past.clone(), false),
+        (RuleKind::Pin, tag, 0, gone(past.clone()), true),
+        // What another tag points at now is no matter for this one.
+        (RuleKind::Pin, tag, 0, link("latest", 10, None, 0), false),
+        (RuleKind::Pin, "docker.io/library/nginx:2.*", 0, current.clone(), false),
+        (RuleKind::Pin, name, 0, past.clone(), true),
+        (RuleKind::Pin, &by_digest, 0, past.clone(), true),
+        (RuleKind::Freeze, tag, 15, past.clone(), true),
+        (RuleKind::Freeze, tag, 25, past.clone(), false),
+        (RuleKind::Freeze, tag, 25, current.clone(), true),
+        (RuleKind::Freeze, tag, 5, current, false),
+    ];
+    for (kind, scope, since, link, wanted) in table {
+        let rules = rules(&[(*kind, scope, *since, None)]);
+        let holder = holder(name, vec![link.clone()]);
+        let found = rules_on_link(&holder, &"1.27".parse().unwrap(), &rules, NOW);
+        assert_eq!(!found.is_empty(), *wanted, "{kind:?} {scope} {since} {link:?}");
+    }
+}

@@ -55,7 +55,9 @@ mod unreadable;
 pub use crate::blobs::INTERVALS_RECORDED_MAX;
 pub use crate::metadata::StoredObject;
 pub use error::{Error, OpenError};
-pub use keep::{HOLDERS_MAX, Hold, KeepPolicy, KeepRule, KeepVerdict, UpstreamKeep, verdict};
+pub use keep::{
+    HOLDERS_MAX, Hold, KeepPolicy, KeepRule, KeepVerdict, UpstreamKeep, rules_on_link, verdict,
+};
 pub use leave::{Evidence, Left, Refused, Room};
 pub use metrics::{Metrics, Mismatch};
 pub use open::BlobLookup;

@@ -7,6 +7,9 @@ use super::query::{self, Result};
 use crate::clock::Timestamp;
 use crate::oci::{Digest, RegistryName};
 
+/// Rows that one transaction puts back.
+const PUT_BACK_SLICE: i64 = 256;
+
 /// Content that is here, the longest unused first.
 pub(super) fn queue(
     rows: &Connection,
@@ -52,6 +55,32 @@ pub(super) fn postpone(rows: &Connection, digests: &[Digest], to: Timestamp) -> 
         statement.execute(params![digest.to_key(), to.as_millis()])?;
     }
     Ok(())
+}
+
+/// Puts times that are later than `ahead` back to `now`: places in the queue, and when something began to wait for its end. A slice at a
+/// time, from the ends of the indexes; tells whether there was any.
+pub(super) fn put_back(rows: &Connection, now: Timestamp, ahead: Timestamp) -> Result<bool> {
+    let (now, ahead) = (now.as_millis(), ahead.as_millis());
+    let used = rows
+        .prepare_cached(
+            "UPDATE objects SET idle = ?1, accessed = min(accessed, ?1) WHERE id IN \
+             (SELECT id FROM objects INDEXED BY objects_idle \
+             WHERE state = 1 AND idle > ?2 LIMIT ?3)",
+        )?
+        .execute([now, ahead, PUT_BACK_SLICE])?;
+    let waiting: Vec<i64> = rows
+        .prepare_cached("SELECT object FROM doomed WHERE since > ?1 LIMIT ?2")?
+        .query_map([ahead, PUT_BACK_SLICE], |row| row.get(0))?
+        .collect::<Result<_>>()?;
+    // Whatever is unlinked is doomed at the same moment, or later.
+    let mut unlinked = rows
+        .prepare_cached("UPDATE revisions SET unlinked = ?2 WHERE object = ?1 AND unlinked > ?2")?;
+    let mut doomed = rows.prepare_cached("UPDATE doomed SET since = ?2 WHERE object = ?1")?;
+    for object in &waiting {
+        unlinked.execute([*object, now])?;
+        doomed.execute([*object, now])?;
+    }
+    Ok(used > 0 || !waiting.is_empty())
 }
 
 /// The sums of all origins, in the order of their names.

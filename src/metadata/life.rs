@@ -149,6 +149,15 @@ impl Metadata {
         self.run(Operation::Postpone { digests, to }).await.map(drop)
     }
 
+    /// Times of use and of waiting that are later than `ahead` were written by a clock that was wrong: they become now. A slice at a
+    /// time; call it until it is false.
+    pub async fn put_back(&self, ahead: Timestamp) -> Result<bool, Error> {
+        match self.run(Operation::PutBack { now: self.now(), ahead }).await? {
+            Outcome::Changed(changed) => Ok(changed),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// What is stored, by the upstream through which it came; content of unknown origin apart, if there is any.
     pub async fn usage_by_upstream(&self) -> Result<Vec<(Option<RegistryName>, Usage)>, Error> {
         let read = |rows: &Connection| Ok((idle::usage(rows)?, query::usage(rows)?));

@@ -266,6 +266,29 @@ async fn what_is_unused_comes_in_order_and_an_image_as_one() {
 }
 
 #[tokio::test]
+async fn what_a_clock_that_was_ahead_has_dated_counts_from_now() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open_at(root.path());
+    let (year, hour) = (365 * 24 * 3_600_000, 3_600_000);
+    // More than a slice.
+    for number in 0..300_i64 {
+        store.set_present(&digest(&number.to_string()), 1).await.unwrap();
+        store.touch(&digest(&number.to_string()), at(year + number));
+    }
+    assert_eq!(queue(&store, hour, None).await, [], "nothing is ever unused");
+    while store.put_back(at(hour)).await.unwrap() {}
+    let now = store.idle(at(hour), None, 999).await.unwrap();
+    assert_eq!(now.len(), 300);
+    assert!(now.iter().all(|idle| idle.since == at(1_000)), "{now:?}");
+    // What is not ahead stays where it is.
+    store.touch(&digest("7"), at(hour));
+    assert!(!store.put_back(at(hour)).await.unwrap());
+    let now = store.idle(at(2 * hour), None, 999).await.unwrap();
+    assert_eq!(now.last().map(|idle| (idle.digest, idle.since)), Some((digest("7"), at(hour))));
+    store.close().await;
+}
+
+#[tokio::test]
 async fn content_counts_for_the_upstream_through_which_it_came() {
     let root = tempfile::tempdir().unwrap();
     let store = open_at(root.path());

@@ -80,6 +80,10 @@ pub(super) enum Operation {
         digests: Vec<Digest>,
         to: Timestamp,
     },
+    PutBack {
+        now: Timestamp,
+        ahead: Timestamp,
+    },
     Remove(Box<Removal>),
 }
 
@@ -209,6 +213,10 @@ impl Operation {
             Self::RemoveRule(id) => {
                 context.epoch += 1;
                 Ok(Applied::telling(Outcome::Changed(rule_rows::remove(rows, *id)?)))
+            }
+            Self::PutBack { now, ahead } => {
+                let any = idle::put_back(rows, *now, *ahead)?;
+                Ok(Applied::telling(Outcome::Changed(any)))
             }
             Self::Postpone { digests, to } => {
                 idle::postpone(rows, digests, *to)?;

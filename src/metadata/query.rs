@@ -214,17 +214,20 @@ pub(super) fn was_tagged(
     repository: &RepositoryKey,
     tag: &Tag,
     digest: &Digest,
+    by: Timestamp,
 ) -> Result<bool> {
     let mut statement = connection.prepare_cached(
         "SELECT EXISTS (SELECT 1 FROM timeline l JOIN repositories p ON p.id = l.repository \
          JOIN objects o ON o.id = l.object \
-         WHERE p.upstream = ?1 AND p.name = ?2 AND l.tag = ?3 AND o.digest = ?4)",
+         WHERE p.upstream = ?1 AND p.name = ?2 AND l.tag = ?3 AND o.digest = ?4 \
+         AND l.since <= ?5)",
     )?;
     let parameters = params![
         repository.upstream.as_str(),
         repository.name.as_str(),
         tag.as_str(),
-        digest.to_key()
+        digest.to_key(),
+        by.as_millis()
     ];
     statement.query_row(parameters, |row| row.get(0))
 }

@@ -351,7 +351,20 @@ impl Metadata {
         digest: &Digest,
     ) -> Result<bool, Error> {
         let (repository, tag, digest) = (repository.clone(), tag.clone(), *digest);
-        self.read(move |rows| query::was_tagged(rows, &repository, &tag, &digest)).await
+        let ever = Timestamp::from_millis(i64::MAX);
+        self.read(move |rows| query::was_tagged(rows, &repository, &tag, &digest, ever)).await
+    }
+
+    /// The same at a moment: did the tag point at the digest then, or before?
+    pub async fn was_tagged_by(
+        &self,
+        repository: &RepositoryKey,
+        tag: &Tag,
+        digest: &Digest,
+        by: Timestamp,
+    ) -> Result<bool, Error> {
+        let (repository, tag, digest) = (repository.clone(), tag.clone(), *digest);
+        self.read(move |rows| query::was_tagged(rows, &repository, &tag, &digest, by)).await
     }
 
     /// How many of the things that the revision points at directly are not here (foreign ones apart); 0 if it is no revision.

@@ -1,4 +1,4 @@
-//! Frozen tags: what they answer while a freeze of the operator is in force.
+//! Frozen tags: what they answer while a freeze of the operator is in force; and what a denial does to the past.
 //!
 //! What must hold: the answer is the revision that the tag had when it was frozen, whatever upstream says of the tag, absence included;
 //! only a denial is obeyed. The check with upstream goes on behind the answer, as often as freshness wants, so that moves are in the
@@ -12,6 +12,7 @@ use super::revisions::Manifest;
 use super::shared::Shared;
 use super::source::Proxied;
 use super::tags::{Asked, Tagged, refused};
+use crate::metadata::TagRecord;
 use crate::oci::{Digest, Tag};
 use crate::upstream;
 
@@ -77,20 +78,47 @@ impl Shared {
         match step(verdict, denied, spare) {
             Step::Answer => {}
             Step::AnswerThenCheck => drop(self.start_check(asked)),
-            Step::AskFirst => {
-                let (mut result, _joined) = self.start_check(asked);
-                let result = result.wait_for(Option::is_some).await;
-                match result.ok().and_then(|value| value.clone()) {
-                    // What it points at is in the timeline now, and makes no difference.
-                    Some(Ok(_) | Err(upstream::Error::Absent)) => {}
-                    Some(Err(error)) => return Err(error.into()),
-                    None => return Err(refused(Refusal::Denied, None)),
-                }
-            }
+            Step::AskFirst => self.denial_is_over(asked).await?,
             Step::Refuse(refusal) => return Err(refused(refusal, None)),
         }
         let (manifest, how) = self.revision(repository, digest).await?;
         Ok((manifest, Tagged::Frozen { how }))
+    }
+
+    /// Asks upstream for a tag that it denied: an error unless it says something else now.
+    async fn denial_is_over(self: &Arc<Self>, asked: &Asked<'_>) -> Result<(), Error> {
+        let (mut result, _joined) = self.start_check(asked);
+        let result = result.wait_for(Option::is_some).await;
+        match result.ok().and_then(|value| value.clone()) {
+            // What it points at is in the timeline now, and makes no difference.
+            Some(Ok(_) | Err(upstream::Error::Absent)) => Ok(()),
+            Some(Err(error)) => Err(error.into()),
+            None => Err(refused(Refusal::Denied, None)),
+        }
+    }
+
+    /// A tag that upstream denies today is not given as it was, either: who may have something is a question of today.
+    pub(super) async fn no_denial_since(
+        self: &Arc<Self>,
+        repository: &Proxied,
+        tag: &Tag,
+    ) -> Result<(), Error> {
+        let record = self.content().metadata().tag(repository.key(), tag).await;
+        let denied = record.map(|record| record.as_ref().is_some_and(TagRecord::is_denied));
+        match denied {
+            Ok(false) => Ok(()),
+            Ok(true) if repository.policy().offline => Err(refused(Refusal::Denied, None)),
+            Ok(true) => {
+                let today = repository.clone().as_of(None);
+                let policy = today.source().tag_policy(today.name(), tag);
+                let asked = Asked { repository: &today, tag, policy, known: None };
+                self.denial_is_over(&asked).await
+            }
+            Err(error) => {
+                tracing::warn!(?error, "the metadata cannot be asked");
+                Err(Error::Store("the metadata cannot be asked".to_owned()))
+            }
+        }
     }
 }
 

@@ -37,6 +37,8 @@ pub enum Prospect {
     AbsentUntil(Timestamp),
     /// It is known to be absent; upstream would be asked again.
     AbsentSince(Timestamp),
+    /// Upstream denies it; it would be asked again, unless it is not asked at all.
+    DeniedSince(Timestamp),
     /// Served from here without a question; for how long.
     Fresh(Option<Duration>),
     /// Served from here, and checked behind the answer.
@@ -150,6 +152,7 @@ impl Shared {
             Some(record) if record.digest.is_some() => record,
             absent => {
                 return Ok(of(match (absent, remembered) {
+                    (Some(record), _) if record.is_denied() => Prospect::DeniedSince(record.moved),
                     _ if offline => Prospect::Refused("offline"),
                     (_, Some(when)) => Prospect::AbsentUntil(when.plus(policy.absent_for)),
                     (Some(record), None) => Prospect::AbsentSince(record.moved),

@@ -76,7 +76,7 @@ impl Proxy {
         self.0.hot_manifest(source, name, reference)
     }
 
-    /// A manifest that is or was what `tag` points at.
+    /// A manifest that is or was what `tag` points at, or had been at the moment of the past that is asked for.
     pub async fn tagged_revision(
         &self,
         repository: &Proxied,
@@ -84,8 +84,12 @@ impl Proxy {
         digest: &Digest,
     ) -> Result<(Manifest, Revision), Error> {
         self.0.gate(repository, Some(&Reference::Digest(*digest))).await?;
-        let metadata = self.0.content().metadata();
-        match metadata.was_tagged(repository.key(), tag, digest).await {
+        let (metadata, key) = (self.0.content().metadata(), repository.key());
+        let was = match repository.moment() {
+            Some(then) => metadata.was_tagged_by(key, tag, digest, then).await,
+            None => metadata.was_tagged(key, tag, digest).await,
+        };
+        match was {
             Ok(true) => {
                 let answer = self.0.revision(repository, digest).await?;
                 self.0.content().metadata().touch(digest, self.0.now());

@@ -140,6 +140,7 @@ impl Shared {
         let entry = metadata.tag_at(key, tag, then).await.map_err(unreadable)?;
         let known = entry.is_some();
         if let Some(digest) = entry.and_then(|entry| entry.digest) {
+            self.no_denial_since(repository, tag).await?;
             let (manifest, _how) = self.revision(repository, &digest).await?;
             return Ok((manifest, Tagged::Fresh { left: None }));
         }

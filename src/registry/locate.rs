@@ -131,7 +131,7 @@ impl Repository {
 
 impl<'a> Addressing<'a> {
     /// The moment that is meant, which stands before everything else, and the rest.
-    fn without_moment(&self) -> Result<(Option<Timestamp>, Self), Error> {
+    pub(super) fn without_moment(&self) -> Result<(Option<Timestamp>, Self), Error> {
         let split = |text| as_of::split(text).map_err(|message| Error::NameInvalid { message });
         if let Some((then, path)) = split(self.path)? {
             return Ok((Some(then), Self { path, ..*self }));

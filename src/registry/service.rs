@@ -15,6 +15,7 @@ use super::reply::{
     ReferrersReply, Reply, Report, StreamError, TagsReply,
 };
 use super::unknown::Unknown;
+use crate::clock::Timestamp;
 use crate::content::Content;
 use crate::metadata::RepositoryKey;
 use crate::oci::{Digest, RangeSpec, Reference, RegistryName, RepositoryName, Tag};
@@ -82,14 +83,9 @@ impl Registry {
     /// The repository that the request means.
     pub fn locate(&self, addressing: &Addressing<'_>) -> Result<Repository, Refusal> {
         let located = self.upstreams.load().locate(addressing);
-        let located = located.and_then(|repository| match repository.proxied().moment() {
-            // A second that is named is its last moment, and has come when it has begun.
-            Some(then) if then.since(self.proxy.now()) >= SECOND => {
-                let (now, forms) = (self.proxy.now(), as_of::FORMS);
-                let message = format!("{then} is still to come, it is {now} here; {forms}");
-                Err(Error::NameInvalid { message })
-            }
-            _ => Ok(repository),
+        let located = located.and_then(|repository| {
+            self.has_come(repository.proxied().moment())?;
+            Ok(repository)
         });
         located.map_err(|error| {
             let mut reason = "name_invalid";
@@ -101,10 +97,33 @@ impl Registry {
         })
     }
 
-    /// Is `/v2/?ns=<ns>` or `/v2/<prefix>/` the ping of a registry that is served here?
-    pub fn knows(&self, ns: Option<&str>, prefix: Option<&str>) -> bool {
-        let upstreams = self.upstreams.load();
-        ns.into_iter().chain(prefix).all(|name| upstreams.knows(name))
+    /// Is a moment that a client names one of the past?
+    fn has_come(&self, then: Option<Timestamp>) -> Result<(), Error> {
+        let now = self.proxy.now();
+        match then {
+            // A second that is named is its last moment, and has come when it has begun.
+            Some(then) if then.since(now) >= SECOND => {
+                let forms = as_of::FORMS;
+                let message = format!("{then} is still to come, it is {now} here; {forms}");
+                Err(Error::NameInvalid { message })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What a ping names besides a moment of the past: `ns`, the path behind `/v2/` and the mount before it.
+    ///
+    /// # Errors
+    /// The moment is none, or still to come.
+    pub fn pinged<'a>(&self, addressing: &Addressing<'a>) -> Result<Addressing<'a>, Error> {
+        let (then, present) = addressing.without_moment()?;
+        self.has_come(then)?;
+        Ok(present)
+    }
+
+    /// Is this the name of a registry that is served here?
+    pub fn knows(&self, name: &str) -> bool {
+        self.upstreams.load().knows(name)
     }
 
     /// The manifest `reference`, a tag or a digest as it came, where the answer is ready in memory and every rule allows it. Never waits

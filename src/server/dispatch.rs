@@ -387,16 +387,18 @@ fn ping<'a>(
 ) -> Result<Found<'a>, Refused> {
     // Whoever tells a registry its own name has told it nothing.
     let ns = asked.ns.as_deref().filter(|ns| Some(*ns) != host);
-    let known =
-        registry.knows(ns, prefix) && (asked.mount.is_none() || registry.knows(None, asked.mount));
-    if known {
+    let path = prefix.unwrap_or_default();
+    let named = Addressing { ns, path, mount: asked.mount, ..Addressing::default() };
+    let Addressing { ns, path, mount, .. } = registry.pinged(&named).map_err(Problem::Registry)?;
+    let prefix = Some(path).filter(|path| !path.is_empty());
+    if [ns, prefix, mount].into_iter().flatten().all(|name| registry.knows(name)) {
         return Ok(Found::Ping);
     }
     // More than one component is no name of a registry, but a path that does not exist.
     if prefix.is_some_and(|prefix| prefix.contains('/')) {
         return Err(Problem::Route(RouteError::NotFound).into());
     }
-    let name = prefix.or(ns).or(asked.mount).unwrap_or_default().to_owned();
+    let name = prefix.or(ns).or(mount).unwrap_or_default().to_owned();
     Err(Problem::Registry(Error::UnknownRegistry { name }).into())
 }
 

@@ -21,8 +21,9 @@ use super::events::Fate;
 use super::limits::{self, Aim, Figures, Goal, MAX_SIZE, MIN_FREE, UPSTREAM_MAX_SIZE};
 use super::service::Upkeep;
 use super::settings::{
-    AFTER_FAILURE, COLLECT_EVERY, EVICT_EVERY, EVICT_PAUSE, FAILURES_MAX, FIRST_LOOK, STEP_OBJECTS,
-    STEP_PARALLEL, STEP_REST, STEP_WORK, Settings, UNNEEDED_AFTER,
+    AFTER_FAILURE, CLOCK_BELIEVED_AFTER, CLOCK_LEEWAY, COLLECT_EVERY, EVICT_EVERY, EVICT_PAUSE,
+    FAILURES_MAX, FIRST_LOOK, STEP_OBJECTS, STEP_PARALLEL, STEP_REST, STEP_WORK, Settings,
+    UNNEEDED_AFTER,
 };
 use crate::clock::Timestamp;
 use crate::content::{Error, Evidence, HOLDERS_MAX, KeepVerdict, Left, Refused, verdict};
@@ -247,6 +248,20 @@ pub(super) struct Evictor {
     collected: Option<Timestamp>,
     /// The look for rows that nothing needs goes on after this one.
     stray: i64,
+    pace: Pace,
+}
+
+/// What was seen of the clock: since when it went on, and its last time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pace(Option<(Timestamp, Timestamp)>);
+
+impl Pace {
+    /// Has it gone on for long enough to be believed rather than what is dated after it?
+    fn is_believed(&mut self, now: Timestamp) -> bool {
+        let since = self.0.filter(|(_, last)| *last <= now).map_or(now, |(since, _)| since);
+        self.0 = Some((since, now));
+        now.since(since) >= CLOCK_BELIEVED_AFTER
+    }
 }
 
 impl Evictor {
@@ -259,6 +274,7 @@ impl Evictor {
             short: false,
             collected: None,
             stray: 0,
+            pace: Pace::default(),
         }
     }
 
@@ -287,6 +303,8 @@ impl Evictor {
 
     /// Does what is due; answers after which time something more may be.
     async fn look(&mut self, refused: Option<Refused>) -> Duration {
+        // Whatever else is due: a clock that is set back is to be seen.
+        self.pace.is_believed(self.upkeep.clock().now());
         let evicted = self.evict(refused).await;
         let collected = self.collect().await;
         let forgotten = self.forget_strays().await;
@@ -397,6 +415,9 @@ impl Evictor {
             return Ok(());
         }
         self.collected = Some(now);
+        if self.pace.is_believed(now) {
+            self.put_back().await?;
+        }
         let settings = self.upkeep.settings();
         let mut collector = Collector::new(&self.upkeep, &settings, false);
         let (mut objects, mut bytes) = (0_u64, 0_u64);
@@ -409,6 +430,22 @@ impl Evictor {
         }
         if objects > 0 {
             tracing::info!(objects, bytes, "content that nothing needs any more was collected");
+        }
+        Ok(())
+    }
+
+    /// A clock that was far ahead once left times that no window reaches: they begin to count now.
+    async fn put_back(&self) -> Result<(), Error> {
+        let ahead = || self.upkeep.clock().now().plus(CLOCK_LEEWAY);
+        let mut any = false;
+        while self.upkeep.content().metadata().put_back(ahead()).await? {
+            any = true;
+            sleep(STEP_REST).await;
+        }
+        if any {
+            tracing::warn!(
+                "content was dated in the future, as by a clock that was wrong; it counts as used, or deleted, just now"
+            );
         }
         Ok(())
     }
@@ -438,5 +475,28 @@ fn say(limit: &'static str, upstream: &str, was: bool, is: bool) {
         );
     } else if was && !is {
         tracing::info!(limit, upstream, "a limit is met again; what is pulled is stored");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_is_believed_when_it_went_on_for_a_day() {
+        let hour = 3_600_000;
+        let mut pace = Pace::default();
+        for (hours, believed) in [
+            (0, false),
+            (23, false),
+            (24, true),
+            (90, true),
+            // Set back, which begins anew.
+            (89, false),
+            (112, false),
+            (113, true),
+        ] {
+            assert_eq!(pace.is_believed(Timestamp::from_millis(hours * hour)), believed, "{hours}");
+        }
     }
 }

@@ -315,3 +315,41 @@ async fn a_collection_ends_although_the_clock_is_set_back() {
     assert_eq!(looks, 1);
     house.finish().await;
 }
+
+#[tokio::test]
+async fn what_a_clock_that_was_ahead_has_dated_goes_in_its_time() {
+    let year = 365 * 24 * HOUR;
+    let settings = Settings { delete_grace: HOUR, ..limited(250) };
+    let house = House::new(settings);
+    house.clock.advance(year);
+    for number in 0..4_u8 {
+        house.put(&[number; 100]).await;
+    }
+    let repository = manifest(&house, b"a manifest", None).await;
+    let (rows, digest) = (house.content.metadata(), Digest::sha256_of(b"a manifest"));
+    let tag: crate::oci::Tag = "latest".parse().unwrap();
+    rows.move_tag(&repository, &tag, Some(digest), "docker.io", house.clock.now()).await.unwrap();
+    assert!(rows.delete_tag(&repository, &tag).await.unwrap().found);
+    house.clock.set_back(year);
+    house.upkeep.start();
+    house.upkeep.wake();
+    house.reaches(UNMET, 1.0).await;
+    let soon = |after: Duration| house.clock.now().plus(after);
+    // Whether the clock is right now is not known before it went on for a day.
+    assert_eq!(rows.idle(soon(HOUR), None, 9).await.unwrap(), []);
+    house.clock.advance(25 * HOUR);
+    house.upkeep.wake();
+    let put_back = async {
+        while rows.doomed(soon(HOUR), 9).await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), put_back).await.expect("it is put back");
+    assert_eq!(rows.idle(soon(HOUR), None, 9).await.unwrap().len(), 5);
+    assert_eq!(house.metric(BY_SIZE), 0.0, "it counts as used just now");
+    house.clock.advance(2 * HOUR);
+    house.upkeep.wake();
+    house.reaches(BY_SIZE, 2.0).await;
+    house.reaches("collected_objects_total", 1.0).await;
+    house.finish().await;
+}

@@ -1,5 +1,5 @@
 //! The real clients of Debian 12 against the real binary: docker, containerd, podman, skopeo and buildah pull
-//! through roadstead from a real `docker-registry`, cold, warm and with the upstream stopped.
+//! through roadstead from a real `docker-registry`, cold, warm and with the upstream stopped, and then what was before a tag moved.
 //!
 //! What must hold: every process of a test lives in that test's own directory and is ended by its id; nothing
 //! leaves the loopback interface; a client that is not installed is named on stderr (and is a failure when

@@ -1,7 +1,6 @@
 //! skopeo 1.9 with `registries.conf`: copies every platform of an image, byte for byte, into a directory.
 
 use std::fs;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::support::{
@@ -71,11 +70,11 @@ impl Client for Skopeo<'_> {
         assert_eq!(seen.trim(), image.digest, "skopeo inspect {source}");
     }
 
-    fn pull_as_of(&mut self, image: &Image, roadstead: SocketAddr, moment: &str) {
-        let source = format!("docker://{roadstead}/asof-{moment}/{}", image.reference());
+    fn pull_by_name(&mut self, name: &str, image: &Image) {
+        let source = format!("docker://{name}");
         let home = self.scene.path(HOME);
         fs::create_dir_all(&home).expect("the scene is writable");
-        let copy = home.join("as-of");
+        let copy = home.join("by-name");
         let target = format!("dir:{}", copy.display());
         self.skopeo(&["copy", "--all", "--quiet", "--src-tls-verify=false", &source, &target]);
         let manifest = fs::read(copy.join("manifest.json")).expect("skopeo has copied it");

@@ -8,7 +8,7 @@ use crate::support::client::Response;
 use crate::support::content::{Image, sha256};
 use crate::support::fake::{Fake, Then, When};
 use crate::support::product::{RowFault, RowPlan};
-use crate::support::pull::pull;
+use crate::support::pull::{is_manifest, pull};
 use crate::support::world::{World, WorldBuilder};
 
 const NAME: &str = "team/app";
@@ -292,6 +292,29 @@ async fn what_is_pinned_is_deleted_by_force_alone() {
     assert!(deleted["revisions"].to_string().contains(&image.digest), "{deleted}");
     assert!(deleted["collected_after"].is_string(), "{deleted}");
     assert_eq!(refused(&world, "GET", "/inspect?image=team/app", 404).await.0, "unknown_image");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_pin_or_a_freeze_of_a_tag_holds_one_revision_of_it_and_no_other() {
+    let (old, new) = (Image::single("held old"), Image::single("held new"));
+    let (fake, world) = world_with(&old).await;
+    ask(&world, "POST", "/freezes?scope=team/app:latest").await.expect("a freeze", 200);
+    world.advance(Duration::from_secs(7200));
+    fake.push(NAME, "latest", &new);
+    ask(&world, "POST", "/refresh?image=team/app:latest").await.expect("it moves", 200);
+    let of = |image: &Image| format!("/images?image=team/app:latest@{}", image.digest);
+    // The freeze serves the old one.
+    let (_, error) = refused(&world, "DELETE", &of(&old), 409).await;
+    assert_eq!(error["holds"][0]["by"], "freeze", "{error}");
+    ask(&world, "DELETE", "/freezes?scope=team/app:latest").await.expect("thawed", 200);
+    // The pin keeps the new one.
+    ask(&world, "POST", "/pins?scope=team/app:latest").await.expect("a pin", 200);
+    let (_, error) = refused(&world, "DELETE", &of(&new), 409).await;
+    assert_eq!(error["holds"][0]["by"], "pin", "{error}");
+    let deleted = ask(&world, "DELETE", &of(&old)).await.expect("nothing wants it", 200).json();
+    assert!(deleted["revisions"].to_string().contains(&old.digest), "{deleted}");
+    is_manifest(&world.client().manifest(NAME, "latest").expect(200).await, &new);
     world.finish().await;
 }
 

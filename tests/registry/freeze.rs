@@ -174,7 +174,12 @@ async fn a_denial_is_obeyed_and_outlives_an_outage_and_a_restart() {
     is_frozen_at(&world, &old).await;
     world.tasks_at_most(world.idle_tasks().await).await;
     latest(&world).await.expect("denied", 403);
-    assert_ne!(explained(&world).await, ("frozen".to_owned(), old.digest.as_str().into()));
+    let told = admin(&world, "GET", &format!("/explain?image={FULL}")).await;
+    assert_eq!(told["verdict"], "refused");
+    let why = told["sentences"].to_string();
+    assert!(why.contains("Upstream denies access to it since"), "{why}");
+    assert!(why.contains("It is frozen since"), "{why}");
+    assert!(!why.contains("no such tag"), "{why}");
     world.restart().await;
     latest(&world).await.expect("denied still", 403);
     fake.remove(&denial);

@@ -9,8 +9,10 @@ use super::inspect::{named, needed_by, of_need, of_policy};
 use super::model::{Deletion, Hold};
 use super::service::{Desk, never_of_the_tag};
 use crate::clock::Timestamp;
-use crate::content::{HOLDERS_MAX, KeepVerdict, Left, verdict};
-use crate::metadata::{self, Deleted, Holder, Holders, Metadata, RepositoryKey, RuleKind, Rules};
+use crate::content::{HOLDERS_MAX, KeepVerdict, Left, rules_on_link, verdict};
+use crate::metadata::{
+    self, Deleted, Holder, Holders, Metadata, RepositoryKey, Rule, RuleKind, Rules,
+};
 use crate::oci::{Digest, Tag};
 use crate::registry::Removal;
 
@@ -23,7 +25,19 @@ pub(in crate::registry) async fn holds(
 ) -> Result<Vec<Hold>, metadata::Error> {
     let rules = metadata.rules();
     Ok(match what {
-        Removal::Tag(tag) | Removal::Link(tag, _) => rules_on_tag(&rules, now, key, tag),
+        Removal::Tag(tag) => rules_on_tag(&rules, now, key, tag),
+        Removal::Link(tag, digest) => {
+            let holders = metadata.holders(digest, HOLDERS_MAX).await?;
+            let mut own = holders.revisions.iter();
+            let own = own.find(|own| own.repository == *key && own.revision == *digest);
+            match own.filter(|_all_links_known| !holders.more) {
+                Some(own) => {
+                    rules_on_link(own, tag, &rules, now).into_iter().map(of_rule).collect()
+                }
+                // Nobody knows whether it is the one that is wanted.
+                None => rules_on_tag(&rules, now, key, tag),
+            }
+        }
         Removal::Revision(digest) => {
             let holders = metadata.holders(digest, HOLDERS_MAX).await?;
             let mut holds = rules_on_revision(&rules, now, key, (digest, &holders));
@@ -81,7 +95,7 @@ impl Desk {
             }
             Some(_) => return Err(never_of_the_tag(image)),
         };
-        refuse_held(image, rules_on_tag(&self.rules(), self.now(), &image.key, tag), force)?;
+        refuse_held(image, holds(self.metadata(), &image.key, what, self.now()).await?, force)?;
         let deleted = delete(self.metadata(), &image.key, what).await?;
         self.done(image, deleted)
     }
@@ -191,15 +205,17 @@ impl Desk {
 
 /// Pins and freezes that mean this tag.
 fn rules_on_tag(rules: &Rules, now: Timestamp, key: &RepositoryKey, tag: &Tag) -> Vec<Hold> {
-    let on_tag = |kind: RuleKind, by: &str| {
-        let covering = rules.in_force(kind, now);
-        let covering = covering.filter(|rule| rule.scope.covers_tag(&key.upstream, &key.name, tag));
-        let what = |rule: &metadata::Rule| format!("{by} {} of {}", rule.id, rule.scope);
-        covering.map(|rule| Hold { by: by.to_owned(), what: what(rule) }).collect::<Vec<_>>()
+    let all = [RuleKind::Pin, RuleKind::Freeze].into_iter();
+    let all = all.flat_map(|kind| rules.in_force(kind, now));
+    all.filter(|rule| rule.scope.covers_tag(&key.upstream, &key.name, tag)).map(of_rule).collect()
+}
+
+fn of_rule(rule: &Rule) -> Hold {
+    let by = match rule.kind {
+        RuleKind::Pin => "pin",
+        RuleKind::Freeze => "freeze",
     };
-    let mut holds = on_tag(RuleKind::Pin, "pin");
-    holds.extend(on_tag(RuleKind::Freeze, "freeze"));
-    holds
+    Hold { by: by.to_owned(), what: format!("{by} {} of {}", rule.id, rule.scope) }
 }
 
 /// Pins that mean this revision, by itself or by a tag of the repository that points at it now, and freezes of such tags.

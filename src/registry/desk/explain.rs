@@ -96,10 +96,9 @@ impl Desk {
 
     /// A tag, by the policy and what is recorded.
     fn of_tag(&self, image: &Image, outlook: Outlook, standing: Option<&Standing>) -> Told {
-        let denied = standing.is_some_and(|standing| standing.record.is_denied());
         let frozen = standing.and_then(|standing| Some((standing.frozen.as_ref()?, standing)));
         if let (Some(((since, Some(entry)), standing)), false) =
-            (frozen, matches!(outlook.prospect, Prospect::Denied(_)) || denied)
+            (frozen, matches!(outlook.prospect, Prospect::Denied(_) | Prospect::DeniedSince(_)))
         {
             let mut sentences = vec![format!("{image} is frozen since {since}.")];
             if entry.digest != standing.record.digest {
@@ -117,6 +116,11 @@ impl Desk {
             format!("Upstream last confirmed it at {}.", standing.record.confirmed)
         });
         let Told { verdict, mut sentences, fresh_until } = foretell(outlook.prospect, now);
+        if verdict == "refused"
+            && let Some(((since, Some(_entry)), _)) = frozen
+        {
+            sentences.push(format!("It is frozen since {since}, which is no way around that."));
+        }
         if !matches!(verdict, "refused" | "absent" | "fetch") {
             sentences.extend(confirmed);
         }
@@ -221,6 +225,10 @@ fn foretell(prospect: Prospect, now: Timestamp) -> Told {
             "absent",
             format!("Upstream has no such tag since {since}; it would be asked again."),
         ),
+        Prospect::DeniedSince(since) => told(
+            "refused",
+            format!("Upstream denies access to it since {since}; that ends when it says something else."),
+        ),
         Prospect::Fresh(Some(left)) => {
             let until = now.plus(left);
             let sentence = format!("It is fresh until {until}: it is served without asking upstream.");
@@ -277,6 +285,7 @@ mod tests {
             (Prospect::Unknown, "fetch"),
             (Prospect::AbsentUntil(now), "absent"),
             (Prospect::AbsentSince(now), "absent"),
+            (Prospect::DeniedSince(now), "refused"),
             (Prospect::Fresh(Some(second)), "fresh"),
             (Prospect::Fresh(None), "fresh"),
             (Prospect::ServedThenChecked(second), "stale"),

@@ -146,6 +146,25 @@ fn push_all(registry: &Upstream, work: &Path) -> Vec<Image> {
     vec![multi, app, large]
 }
 
+/// Pushes an image of this machine's platform that says `name` to `team/moving:v1`, wherever that pointed.
+pub(super) fn push_revision(address: SocketAddr, registry: &'static str, name: &str) -> Image {
+    let push = Push { address };
+    let busybox = fs::read(BUSYBOX).expect("busybox was found");
+    let root = system(&busybox, "of the moving image");
+    let (architecture, _) = architectures();
+    let pushed = push.platform(&Kind::OCI, "team/moving", architecture, &root, name);
+    push.manifest("team/moving", "v1", Kind::OCI.manifest, &pushed.bytes);
+    Image {
+        registry,
+        repository: "team/moving",
+        tag: "v1",
+        digest: pushed.platform.manifest.clone(),
+        says: says(name, architecture),
+        native: pushed.platform,
+        foreign: None,
+    }
+}
+
 /// The image with the large layer.
 fn push_large(push: &Push, work: &Path, architecture: &str, root: &[u8]) -> Image {
     let file = work.join("large.tar");

@@ -1,10 +1,11 @@
 //! What every client does: pull all images cold, pull them again from the cache, and once more with the upstream
-//! gone and roadstead started anew on what it had stored, each time with an empty store of its own.
+//! gone and roadstead started anew on what it had stored, each time with an empty store of its own. In between a tag
+//! moves, and at the end both of its revisions are pulled as of their time, from what is left.
 
-use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::images::{Image, Library, Platform};
+use super::moving::{Moving, outlive, this_second};
 use super::product::Roadstead;
 use super::scene::Scene;
 use super::upstream::{Request, Upstream};
@@ -26,9 +27,9 @@ pub(crate) trait Client {
         false
     }
 
-    /// Pulls `image` as it was at `moment` (`20261101t120000z`) by the name with which roadstead serves the past, and fails the test
-    /// unless it is exactly that image. Only for clients that are told no mirrors for it.
-    fn pull_as_of(&mut self, _image: &Image, _roadstead: SocketAddr, _moment: &str) {}
+    /// Pulls `name`, which begins with roadstead's own address and for which no mirror is set, over plain HTTP, and fails the test unless
+    /// the client then holds exactly `image`.
+    fn pull_by_name(&mut self, name: &str, image: &Image);
 
     /// Ends whatever the client runs.
     fn finish(self);
@@ -41,7 +42,8 @@ pub(crate) fn cold_warm_and_cut_off<'a, C: Client + 'a>(
 ) {
     let library = Library::shared();
     let mut upstream = Upstream::start(scene, &library);
-    let mut product = Roadstead::start(scene, &upstream);
+    let mut moving = Moving::start(scene);
+    let mut product = Roadstead::start(scene, &upstream, &moving);
     let mut client = start(scene, &product);
     let images = library.images();
 
@@ -52,15 +54,24 @@ pub(crate) fn cold_warm_and_cut_off<'a, C: Client + 'a>(
         wanted.all(|object| object.fetches(requests) > 0)
     });
     assert_fetched_once(images, &cold, every_platform);
+    let first = moving.push("before");
+    let now = format!("{}/{}", product.address(), first.reference());
+    client.pull_by_name(&now, &first);
+    let then = this_second();
 
     client.wipe();
     pull_all(&mut client, images, "warm");
     let warm = upstream.requests(|_| true);
     assert_no_content(&warm[cold.len()..]);
     assert_tells_of(&product, &["miss", "hit", "revalidated"]);
+    outlive(&then);
+    let second = moving.push("after");
+    assert_ne!(first.digest, second.digest, "the tag moves");
+    client.pull_by_name(&now, &second);
 
     client.wipe();
     upstream.cut_off();
+    moving.cut_off();
     product.restart();
     pull_all(&mut client, images, "cut off");
     for image in images {
@@ -70,9 +81,15 @@ pub(crate) fn cold_warm_and_cut_off<'a, C: Client + 'a>(
     }
     assert_tells_of(&product, &["hit", "stale"]);
     client.wipe();
-    let moment = jiff::Timestamp::now().strftime("%Y%m%dt%H%M%Sz").to_string();
-    for image in images {
-        client.pull_as_of(image, product.address(), &moment);
+    let as_of = |second: &str, image: &Image| {
+        format!("{}/asof-{second}/{}", product.address(), image.reference())
+    };
+    client.pull_by_name(&as_of(&then, &first), &first);
+    let today = this_second();
+    client.pull_by_name(&as_of(&today, &second), &second);
+    // An index and a docker manifest, by names of the past; the large one would tell nothing more.
+    for image in &images[..2] {
+        client.pull_by_name(&as_of(&today, image), image);
     }
     client.finish();
     product.finish();

@@ -5,6 +5,7 @@ mod availability;
 mod http;
 mod images;
 mod journey;
+mod moving;
 mod process;
 mod product;
 pub(crate) mod registries;

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::http::exchange;
+use super::moving::Moving;
 use super::process::Watched;
 use super::scene::Scene;
 use super::upstream::{PORT_ATTEMPTS, Upstream, free_port};
@@ -24,11 +25,14 @@ pub(crate) struct Roadstead<'a> {
 }
 
 impl<'a> Roadstead<'a> {
-    /// Starts it in front of `upstream`, empty.
-    pub(crate) fn start(scene: &'a Scene, upstream: &Upstream) -> Self {
-        let url = format!("http://{}", upstream.address());
-        let tables = NAMES.map(|name| format!("[upstream.\"{name}\"]\nurl = \"{url}\"\n"));
-        scene.write("roadstead.toml", &tables.concat());
+    /// Starts it in front of `upstream` and of the one whose image moves, empty.
+    pub(crate) fn start(scene: &'a Scene, upstream: &Upstream, moving: &Moving) -> Self {
+        let table = |name: &str, address: SocketAddr| {
+            format!("[upstream.\"{name}\"]\nurl = \"http://{address}\"\n")
+        };
+        let tables = NAMES.map(|name| table(name, upstream.address()));
+        let tables = tables.concat() + &table(Moving::REGISTRY, moving.address());
+        scene.write("roadstead.toml", &tables);
         for _ in 0..PORT_ATTEMPTS {
             // Not port 0: clients must find it at the same address after a restart, when the kernel may have lent a
             // port of its own range to somebody else.
