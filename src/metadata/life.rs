@@ -224,8 +224,8 @@ impl Metadata {
         self.read(move |rows| removal::doomed(rows, before, limit)).await
     }
 
-    /// The object is held after all. If rows hold it, it waits for its end no more; if it is kept for another reason, such as a pin, which
-    /// may be taken back, it waits from now on again.
+    /// The object is held after all. If rows hold it, and it waits in no repository, it waits for its end no more; if it is kept for another
+    /// reason, such as a pin, which may be taken back, it waits from now on again.
     pub async fn spare(&self, digest: &Digest) -> Result<(), Error> {
         let removal = Removal::Spare { digest: *digest, at: self.now() };
         self.run(Operation::Remove(Box::new(removal))).await.map(drop)

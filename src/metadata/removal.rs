@@ -366,11 +366,17 @@ pub(super) fn is_unwanted(rows: &Connection, digest: &Digest) -> Result<bool> {
 }
 
 /// What is held by rows waits no more. What is not, and is kept for another reason, is looked at again later: a pin may be taken back.
+/// So is what waits in a repository where a pin keeps it, although others hold it.
 fn spare(rows: &Connection, digest: &Digest, at: Timestamp) -> Done {
     let Some(object) = object_id(rows, digest)? else {
         return Ok(Applied::telling(Outcome::Done));
     };
-    if is_held(rows, object)? {
+    let waits = rows
+        .prepare_cached(
+            "SELECT 1 FROM revisions WHERE object = ?1 AND unlinked IS NOT NULL LIMIT 1",
+        )?
+        .exists([object])?;
+    if is_held(rows, object)? && !waits {
         rows.prepare_cached("DELETE FROM doomed WHERE object = ?1")?.execute([object])?;
     } else {
         rows.prepare_cached("UPDATE doomed SET since = max(since, ?2) WHERE object = ?1")?

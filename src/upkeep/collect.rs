@@ -98,12 +98,12 @@ impl<'a> Collector<'a> {
         let kept = matches!(end, End::Keep(_));
         let (fate, reason) = match end {
             End::Spare(reason) | End::Keep(reason) => {
-                if kept {
+                let waits = !self.dry && self.retire(doomed, &holders, &rules, now).await? || kept;
+                if waits {
                     // It waits on from now, which is in the window again if the clock was set back.
                     self.seen.insert(doomed.digest);
                 }
                 if !self.dry {
-                    self.retire(doomed, &holders, &rules, now).await?;
                     content.metadata().spare(&doomed.digest).await?;
                 }
                 (Fate::Kept, reason)
@@ -123,25 +123,27 @@ impl<'a> Collector<'a> {
         Ok(Decision { fate, digest: doomed.digest, size, since: doomed.since, reason })
     }
 
-    /// What stays for others' sake leaves the repositories where its grace time is over, unless a pin there keeps it.
+    /// What stays for others' sake leaves the repositories where its grace time is over, unless a pin there keeps it. Does it still wait
+    /// in one?
     async fn retire(
         &self,
         doomed: &Doomed,
         holders: &Holders,
         rules: &Rules,
         now: Timestamp,
-    ) -> Result<(), Error> {
-        let own = holders.revisions.iter().filter(|holder| {
-            holder.revision == doomed.digest
-                && holder.unlinked.is_some_and(|unlinked| unlinked < self.before)
-        });
-        for Holder { repository, revision, .. } in own {
-            if rules.pin_of(repository, revision, std::iter::empty(), now).is_none() {
-                let rows = self.upkeep.content().metadata();
-                rows.retire(repository, revision, self.before).await?;
-            }
+    ) -> Result<bool, Error> {
+        let waiting = holders
+            .revisions
+            .iter()
+            .filter(|holder| holder.revision == doomed.digest && holder.unlinked.is_some());
+        let mut waits = false;
+        for Holder { repository, revision, unlinked, .. } in waiting {
+            let due = unlinked.is_some_and(|unlinked| unlinked < self.before);
+            let pinned = rules.pin_of(repository, revision, std::iter::empty(), now).is_some();
+            let rows = self.upkeep.content().metadata();
+            waits |= !due || pinned || !rows.retire(repository, revision, self.before).await?;
         }
-        Ok(())
+        Ok(waits)
     }
 
     async fn take(&mut self, doomed: &Doomed, rules: u64) -> (Fate, String) {

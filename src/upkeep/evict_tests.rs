@@ -205,11 +205,18 @@ fn limits_are_those_of_the_family() {
 
 /// A manifest of `docker.io/library/a`, which may refer to another one.
 async fn manifest(house: &House, bytes: &[u8], subject: Option<Digest>) -> RepositoryKey {
+    manifest_in(house, "library/a", bytes, subject).await
+}
+
+async fn manifest_in(
+    house: &House,
+    name: &str,
+    bytes: &[u8],
+    subject: Option<Digest>,
+) -> RepositoryKey {
     let digest = house.put(bytes).await;
-    let repository = RepositoryKey {
-        upstream: "docker.io".parse().unwrap(),
-        name: "library/a".parse().unwrap(),
-    };
+    let repository =
+        RepositoryKey { upstream: "docker.io".parse().unwrap(), name: name.parse().unwrap() };
     let commit = crate::metadata::RevisionCommit {
         repository: repository.clone(),
         digest,
@@ -248,6 +255,27 @@ async fn a_referrer_that_was_deleted_goes_although_its_subject_stays() {
     assert_eq!(report(&story(&house, JobKind::Gc).await).collected, 1);
     assert!(rows.object(&signature).await.unwrap().is_none());
     assert!(rows.object(&subject).await.unwrap().is_some_and(|object| object.present));
+    house.finish().await;
+}
+
+#[tokio::test]
+async fn what_a_pin_kept_where_it_was_deleted_leaves_after_the_pin_although_others_hold_it() {
+    let house = House::new(Settings::default());
+    let (rows, digest) = (house.content.metadata(), Digest::sha256_of(b"a manifest"));
+    manifest_in(&house, "other/b", b"a manifest", None).await;
+    let repository = manifest(&house, b"a manifest", None).await;
+    let tag: crate::oci::Tag = "latest".parse().unwrap();
+    rows.move_tag(&repository, &tag, Some(digest), "docker.io", house.clock.now()).await.unwrap();
+    let pin = pinned(&house).await;
+    assert!(rows.delete_tag(&repository, &tag).await.unwrap().found);
+    house.clock.advance(25 * HOUR);
+    report(&story(&house, JobKind::Gc).await);
+    assert!(rows.revision(&repository, &digest).await.unwrap().is_some(), "it is pinned");
+    assert!(rows.remove_rule(pin).await.unwrap());
+    house.clock.advance(25 * HOUR);
+    report(&story(&house, JobKind::Gc).await);
+    assert!(rows.revision(&repository, &digest).await.unwrap().is_none(), "it was deleted");
+    assert!(rows.object(&digest).await.unwrap().is_some_and(|object| object.present));
     house.finish().await;
 }
 

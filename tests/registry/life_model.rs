@@ -7,9 +7,16 @@ use roadstead::clock::Timestamp;
 use roadstead::metadata::RuleKind;
 use roadstead::oci::Digest;
 
-use super::life::{
-    COARSE, GRACE, LAST, REPOSITORIES, TAGS, YOUNG, children, closure, digest, image,
+use super::life_images::{
+    REPOSITORIES, TAGS, children, closure, digest, family, goes_with, image, referrers,
 };
+
+/// The newest revisions of each tag that are kept at ghcr.io.
+pub const LAST: usize = 2;
+pub const YOUNG: Duration = Duration::from_secs(3600);
+pub const GRACE: Duration = Duration::from_secs(24 * 3600);
+/// Uses are written in steps, so an age is only known to within this.
+pub const COARSE: Duration = Duration::from_secs(600);
 
 /// Since when a tag points at which image.
 pub type Move = (Timestamp, Option<usize>);
@@ -33,6 +40,8 @@ pub struct Model {
     pub used: BTreeMap<Digest, Timestamp>,
     /// The latest moment at which it may have been.
     pub maybe_used: BTreeMap<Digest, Timestamp>,
+    /// Whose bytes were taken away by force; they come back with a pull, and with nothing else.
+    pub removed: BTreeSet<Digest>,
 }
 
 impl Model {
@@ -51,9 +60,29 @@ impl Model {
             self.current.insert((repository, tag), number);
         }
         for object in closure(number) {
+            self.removed.remove(&object);
             self.used.insert(object, now);
-            self.maybe_used.insert(object, now);
         }
+        // A use is one of what refers to it, too, as far as that is known.
+        self.maybe_used.extend(family(number).into_iter().map(|object| (object, now)));
+    }
+
+    /// Revisions that wait for their end because what they refer to was deleted, which is back.
+    pub fn may_return(&self, repository: usize, number: usize) -> Vec<usize> {
+        let mut found = Vec::new();
+        let mut open = goes_with(number);
+        while let Some(next) = open.pop() {
+            if self.dead.contains_key(&(repository, next)) {
+                found.push(next);
+            }
+            open.extend(goes_with(next));
+        }
+        found
+    }
+
+    /// The images that need an object, as far as they are not deleted.
+    pub fn needing(&self, object: &Digest) -> BTreeSet<(usize, usize)> {
+        self.live.iter().filter(|(_, number)| closure(*number).contains(object)).copied().collect()
     }
 
     pub fn is_needed(&self, repository: usize, number: usize) -> bool {
@@ -71,7 +100,7 @@ impl Model {
         for &number in numbers {
             if !self.is_needed(repository, number) && self.live.remove(&(repository, number)) {
                 self.bury(repository, number);
-                self.unlink(repository, &children(number));
+                self.unlink(repository, &goes_with(number));
             }
         }
     }
@@ -112,8 +141,38 @@ impl Model {
         due.map(|(revision, _)| *revision).collect()
     }
 
-    /// What must be here if it was: top down from the rules, where the code goes bottom up from the object.
+    /// An image that is kept, with what is below it and what refers to it and is known for certain.
+    fn with_referrers(&self, number: usize) -> BTreeSet<Digest> {
+        let known = |other: &usize| self.live.iter().any(|(_, live)| live == other);
+        let mut all = closure(number);
+        let mut open = vec![number];
+        while let Some(next) = open.pop() {
+            let referring: Vec<usize> = referrers(next).into_iter().filter(known).collect();
+            all.extend(referring.iter().flat_map(|other| closure(*other)));
+            open.extend(children(next).into_iter().chain(referring));
+        }
+        all
+    }
+
+    /// What must be here if it was.
     pub fn kept(&self, now: Timestamp) -> BTreeSet<Digest> {
+        let images = self.kept_images();
+        let mut kept: BTreeSet<Digest> =
+            images.into_iter().flat_map(|number| self.with_referrers(number)).collect();
+        let young = self.used.iter().filter(|(_, used)| now.since(**used) + COARSE < YOUNG);
+        kept.extend(young.map(|(object, _)| *object));
+        kept
+    }
+
+    /// What may be here although everything else is gone: also what refers to something that is kept and waits for its own end.
+    pub fn may_be_kept(&self, now: Timestamp) -> BTreeSet<Digest> {
+        let mut all = self.kept(now);
+        all.extend(self.kept_images().into_iter().flat_map(family));
+        all
+    }
+
+    /// Top down from the rules, where the code goes bottom up from the object.
+    fn kept_images(&self) -> BTreeSet<usize> {
         let mut kept = BTreeSet::new();
         for ((repository, tag), timeline) in &self.timelines {
             let name = REPOSITORIES[*repository];
@@ -127,7 +186,7 @@ impl Model {
                 }
                 match kind {
                     RuleKind::Pin => {
-                        kept.extend(self.current.get(key).copied().into_iter().flat_map(closure));
+                        kept.extend(self.current.get(key).copied());
                     }
                     RuleKind::Freeze if self.cut.contains(key) => {}
                     RuleKind::Freeze => {
@@ -137,7 +196,7 @@ impl Model {
                             Some((_, image)) => *image,
                             None => first.and_then(|(_, image)| *image),
                         };
-                        kept.extend(served.into_iter().flat_map(closure));
+                        kept.extend(served);
                     }
                 }
             }
@@ -148,7 +207,7 @@ impl Model {
                         newest.push(number);
                     }
                 }
-                kept.extend(newest.into_iter().take(LAST).flat_map(closure));
+                kept.extend(newest.into_iter().take(LAST));
             }
         }
         for (repository, number) in &self.live {
@@ -158,11 +217,9 @@ impl Model {
                 *kind == RuleKind::Pin && (*scope == name || *scope == by_digest)
             });
             if pinned {
-                kept.extend(closure(*number));
+                kept.insert(*number);
             }
         }
-        let young = self.used.iter().filter(|(_, used)| now.since(**used) + COARSE < YOUNG);
-        kept.extend(young.map(|(object, _)| *object));
         kept
     }
 }
