@@ -21,9 +21,9 @@ use super::events::Fate;
 use super::limits::{self, Aim, Figures, Goal, MAX_SIZE, MIN_FREE, UPSTREAM_MAX_SIZE};
 use super::service::Upkeep;
 use super::settings::{
-    AFTER_FAILURE, CLOCK_BELIEVED_AFTER, CLOCK_LEEWAY, COLLECT_EVERY, EVICT_EVERY, EVICT_PAUSE,
-    FAILURES_MAX, FIRST_LOOK, STEP_OBJECTS, STEP_PARALLEL, STEP_REST, STEP_WORK, Settings,
-    UNNEEDED_AFTER,
+    AFTER_FAILURE, CLOCK_BELIEVED_AFTER, CLOCK_LEEWAY, CLOCK_STEP_MAX, COLLECT_EVERY, EVICT_EVERY,
+    EVICT_PAUSE, FAILURES_MAX, FIRST_LOOK, STEP_OBJECTS, STEP_PARALLEL, STEP_REST, STEP_WORK,
+    Settings, UNNEEDED_AFTER,
 };
 use crate::clock::Timestamp;
 use crate::content::{Error, Evidence, HOLDERS_MAX, KeepVerdict, Left, Refused, verdict};
@@ -258,7 +258,8 @@ struct Pace(Option<(Timestamp, Timestamp)>);
 impl Pace {
     /// Has it gone on for long enough to be believed rather than what is dated after it?
     fn is_believed(&mut self, now: Timestamp) -> bool {
-        let since = self.0.filter(|(_, last)| *last <= now).map_or(now, |(since, _)| since);
+        let goes_on = |last: Timestamp| last <= now && now.since(last) <= CLOCK_STEP_MAX;
+        let since = self.0.filter(|(_, last)| goes_on(*last)).map_or(now, |(since, _)| since);
         self.0 = Some((since, now));
         now.since(since) >= CLOCK_BELIEVED_AFTER
     }
@@ -303,7 +304,7 @@ impl Evictor {
 
     /// Does what is due; answers after which time something more may be.
     async fn look(&mut self, refused: Option<Refused>) -> Duration {
-        // Whatever else is due: a clock that is set back is to be seen.
+        // Whatever else is due: a clock that is set is to be seen.
         self.pace.is_believed(self.upkeep.clock().now());
         let evicted = self.evict(refused).await;
         let collected = self.collect().await;
@@ -488,13 +489,19 @@ mod tests {
         let mut pace = Pace::default();
         for (hours, believed) in [
             (0, false),
+            (12, false),
             (23, false),
             (24, true),
-            (90, true),
+            (36, true),
             // Set back, which begins anew.
-            (89, false),
-            (112, false),
-            (113, true),
+            (35, false),
+            (47, false),
+            (58, false),
+            (59, true),
+            // Set forward, maybe to a time that is still long past.
+            (4_000, false),
+            (4_012, false),
+            (4_024, true),
         ] {
             assert_eq!(pace.is_believed(Timestamp::from_millis(hours * hour)), believed, "{hours}");
         }
