@@ -41,8 +41,9 @@ pub struct Refused {
     /// The largest size, with what was promised to others by then and not on the disk yet: so much more than [`Room::min_free`] has to be
     /// free.
     pub bytes: u64,
-    /// The size of something was not known, so nobody can tell whether that is enough.
-    pub of_unknown_size: bool,
+    /// The size of something was not known, or the disk was full although its figures say otherwise: nobody can tell whether that is
+    /// enough.
+    pub is_a_guess: bool,
 }
 
 /// Bytes above which a commit presses.
@@ -83,7 +84,13 @@ impl Content {
             if taken == Taken::Stays {
                 return Ok(Left::Stays);
             }
-            content.unlink(&locked).await?;
+            if let Err(error) = content.unlink(&locked).await {
+                // Nobody ordered it to go: it is served on, and counts, until its file can be removed.
+                if matches!((why, taken), (Why::Unused { .. }, Taken::Gone(_))) {
+                    content.metadata().regret(&digest).await?;
+                }
+                return Err(error);
+            }
             if matches!(why, Why::Unheld { .. }) {
                 content.metadata().forget(&digest).await?;
             }

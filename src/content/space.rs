@@ -218,7 +218,8 @@ impl Space {
         let fits = !full && state.unpromised(volume) >= wanted;
         // For what is larger than the file system nobody can make room, and whoever claims such a size must not empty the store.
         if !fits && wanted <= volume.total {
-            state.refuse(bytes, size.is_none());
+            // A disk that is full although its figures say otherwise, as under a quota, tells nobody how much is missing.
+            state.refuse(bytes, size.is_none() || full);
             self.press();
         }
         fits
@@ -247,12 +248,12 @@ impl State {
         self.out_of_descriptors_until.is_some_and(|until| Instant::now() < until)
     }
 
-    fn refuse(&mut self, bytes: u64, of_unknown_size: bool) {
+    fn refuse(&mut self, bytes: u64, is_a_guess: bool) {
         // What is reserved on the disk is in the file system's own figure when somebody looks.
         let bytes = bytes.saturating_add(self.unreserved);
         let refused = self.refused.get_or_insert_default();
         refused.bytes = refused.bytes.max(bytes);
-        refused.of_unknown_size |= of_unknown_size;
+        refused.is_a_guess |= is_a_guess;
     }
 
     fn unpromised(&self, volume: Volume) -> u64 {
@@ -348,12 +349,12 @@ mod tests {
         let pressed = || space.pressed().now_or_never().flatten();
         assert!(!space.admits(Some(5 * MIB)) && !space.admits(Some(7 * MIB)));
         assert!(!space.admits(Some(6 * MIB)));
-        let refused = Refused { bytes: 7 * MIB, of_unknown_size: false };
+        let refused = Refused { bytes: 7 * MIB, is_a_guess: false };
         assert_eq!((pressed(), pressed()), (Some(refused), None));
         // What is promised takes room as well before the refused size has any.
         let _promise = space.promise(Some(4 * MIB)).unwrap();
         assert!(!space.admits(Some(MIB)) && !space.admits(None));
-        let refused = Refused { bytes: 4 * MIB + UNKNOWN_SIZE, of_unknown_size: true };
+        let refused = Refused { bytes: 4 * MIB + UNKNOWN_SIZE, is_a_guess: true };
         assert_eq!(pressed(), Some(refused));
     }
 
@@ -363,7 +364,10 @@ mod tests {
         space.note_failure(&io::Error::other("something else"));
         assert!(space.admits(None));
         space.note_failure(&io::ErrorKind::QuotaExceeded.into());
-        assert!(!space.admits(None));
+        assert!(!space.admits(Some(MIB)));
+        // By its figures there is room, so the size alone would move nobody to make any.
+        let refused = Refused { bytes: MIB, is_a_guess: true };
+        assert_eq!(space.pressed().now_or_never(), Some(Some(refused)));
         tokio::time::advance(FULL_FOR).await;
         assert!(space.admits(None));
     }

@@ -277,6 +277,12 @@ impl Metadata {
         }
     }
 
+    /// What [`Metadata::take`] has taken is here all the same, because its file cannot be removed. For `content`, under the digest's lock.
+    pub async fn regret(&self, digest: &Digest) -> Result<(), Error> {
+        let removal = Removal::Regret { digest: *digest };
+        self.run(Operation::Remove(Box::new(removal))).await.map(drop)
+    }
+
     /// Is the content not here because somebody removes or removed it on purpose? Then a file of it is a leftover.
     pub async fn is_unwanted(&self, digest: &Digest) -> Result<bool, Error> {
         let digest = *digest;

@@ -33,6 +33,7 @@ pub(super) enum Removal {
     Spare { digest: Digest, at: Timestamp },
     Forget { digest: Digest, at: Timestamp },
     Take { digest: Digest, why: Why, in_use: InUse, at: Timestamp },
+    Regret { digest: Digest },
 }
 
 /// Why the bytes of an object may go; what is asked is looked at again in the writer's transaction.
@@ -78,7 +79,10 @@ pub(super) type Done = std::result::Result<Applied, Failure>;
 impl Removal {
     /// Must it survive a loss of power once it was answered? Bytes that are taken for granted again are found to be missing.
     pub(super) fn must_last(&self) -> bool {
-        !matches!(self, Self::Spare { .. } | Self::Forget { .. } | Self::Take { .. })
+        !matches!(
+            self,
+            Self::Spare { .. } | Self::Forget { .. } | Self::Take { .. } | Self::Regret { .. }
+        )
     }
 
     /// See [`super::operation::Operation::facts`]: a tag that is deleted is absent for another reason.
@@ -112,6 +116,7 @@ impl Removal {
             Self::Take { digest, why, in_use, at } => {
                 take(rows, (digest, *at), *why, in_use, context)
             }
+            Self::Regret { digest } => regret(rows, digest),
         }
     }
 }
@@ -504,6 +509,22 @@ fn take(
     .execute(params![object, removed])?;
     let size = u64::try_from(size.unwrap_or(0)).unwrap_or(0);
     Ok(Applied { changed: vec![Key::Object(*digest)], outcome: Outcome::Taken(Taken::Gone(size)) })
+}
+
+/// Bytes that were taken, and that nobody ordered to go, are here after all: everything is as it was but for the file's mark.
+fn regret(rows: &Connection, digest: &Digest) -> Done {
+    let object: Option<i64> = rows
+        .prepare_cached(
+            "UPDATE objects SET state = 1 \
+             WHERE digest = ?1 AND state = 0 AND size IS NOT NULL AND removed IS NULL RETURNING id",
+        )?
+        .query_row([digest.to_key()], |row| row.get(0))
+        .optional()?;
+    let Some(object) = object else {
+        return Ok(Applied::telling(Outcome::Done));
+    };
+    presence::count_in(rows, object, None)?;
+    Ok(Applied { changed: vec![Key::Object(*digest)], outcome: Outcome::Done })
 }
 
 /// Rows of content that is not here, that nothing refers to and no repository knows, among those that come after row `after`; and the

@@ -18,7 +18,7 @@ pub(super) const MAX_SIZE: &str = "max_size";
 pub(super) const UPSTREAM_MAX_SIZE: &str = "upstream_max_size";
 pub(super) const MAX_UNUSED: &str = "max_unused";
 
-/// Something of unknown size was refused although `min_free` was met: this much more is wanted at least. Doubled while that is not enough.
+/// Something was refused, nobody knows for want of how much, although `min_free` was met: this much more is wanted at least. Doubled while that is not enough.
 const FREE_EXTRA_MIN: u64 = 16 * 1024 * 1024;
 /// What was refused gets this much at most, which is more than a layer has: whoever claims to have more must not empty the store.
 const FREE_EXTRA_MAX: u64 = 32 * 1024 * 1024 * 1024;
@@ -132,14 +132,14 @@ impl Figures {
     }
 }
 
-/// What is to be free beyond `min_free`: what was refused would fit into it. What has no known size gets more each time it was not enough;
+/// What is to be free beyond `min_free`: what was refused would fit into it. If that is a guess, it is more each time it was not enough;
 /// `before` is the answer to the refusal before.
 pub(super) fn extra(before: u64, room: Room, refused: Option<Refused>) -> u64 {
-    let Some(Refused { bytes, of_unknown_size }) = refused else {
+    let Some(Refused { bytes, is_a_guess }) = refused else {
         return 0;
     };
     let known = bytes.min(FREE_EXTRA_MAX);
-    if !of_unknown_size {
+    if !is_a_guess {
         return known;
     }
     let was_enough_room = room.free >= room.min_free.saturating_add(before);
@@ -267,7 +267,7 @@ mod tests {
     #[test]
     fn what_was_refused_gets_its_size_however_often_it_was_refused() {
         let settings = Settings::default();
-        let refused = |bytes| Some(Refused { bytes, of_unknown_size: false });
+        let refused = |bytes| Some(Refused { bytes, is_a_guess: false });
         assert_eq!(extra(9_999, room(5000), None), 0);
         let mut wanted = 0;
         for _ in 0..40 {
@@ -282,8 +282,8 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_of_unknown_size_asks_for_more_each_time() {
-        let refused = Some(Refused { bytes: 10, of_unknown_size: true });
+    fn a_refusal_that_is_a_guess_asks_for_more_each_time() {
+        let refused = Some(Refused { bytes: 10, is_a_guess: true });
         let first = extra(0, room(5000), refused);
         assert_eq!(first, FREE_EXTRA_MIN);
         assert_eq!(extra(first, room(5000), refused), first, "it was not even reached");
