@@ -159,6 +159,8 @@ impl<'a> Collector<'a> {
                 (Fate::Collected, NOTHING.to_owned())
             }
             Ok(Left::Stays) => {
+                // As what is kept, it waits on from now, which is in the window again if the clock was set back.
+                self.seen.insert(doomed.digest);
                 let reason = "it is in use, or something holds it again".to_owned();
                 match self.upkeep.content().metadata().spare(&doomed.digest).await {
                     Ok(()) => (Fate::Waits, reason),

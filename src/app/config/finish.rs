@@ -472,7 +472,7 @@ impl Checks<'_> {
 /// How many revisions the rules for tags keep. Every rule is there, because the first that matches a tag counts.
 fn keep_rules(draft: &UpstreamDraft) -> Vec<KeepRule> {
     let rules = draft.rules.values();
-    // A rule without a pattern is a mistake that is told elsewhere,.
+    // A rule without a pattern is a mistake that is told elsewhere.
     rules
         .filter_map(|rule| {
             Some(KeepRule { pattern: rule.pattern.clone()?, revisions: rule.keep_revisions })
