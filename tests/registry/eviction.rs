@@ -9,6 +9,7 @@ use roadstead::blobs::Volume;
 
 use crate::support::content::{Blob, Image, MIB};
 use crate::support::fake::{Fake, Kind};
+use crate::support::gate::within;
 use crate::support::product::{FaultyDisk, RealDisk};
 use crate::support::pull::pull;
 use crate::support::world::{World, WorldBuilder};
@@ -66,6 +67,16 @@ impl Images {
         let here = |number: &usize| world.has_stored(&self.layers[*number].digest);
         (0..self.layers.len()).filter(here).collect()
     }
+
+    /// Waits until the own layers of these are here, and no others: what goes is taken out of the rows first, and its file after that.
+    async fn are(&self, world: &World, wanted: &[usize]) {
+        let gone = async {
+            while self.stored(world) != wanted {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        within(&format!("{wanted:?} alone to be here"), gone).await;
+    }
 }
 
 fn tag(number: usize) -> String {
@@ -112,7 +123,7 @@ async fn what_was_used_longest_ago_goes_and_the_next_pull_fetches_that_alone() {
     assert_eq!(images.stored(&world), [0, 1, 2]);
     images.pull(&world, 3).await;
     is_low(&world).await;
-    assert_eq!(images.stored(&world), [1, 2, 3]);
+    images.are(&world, &[1, 2, 3]).await;
     let metrics = world.metrics().await;
     let evicted = metrics.sum("roadstead_evicted_objects_total", &[("reason", "max_size")]);
     // Its manifest, its configuration and its layer.
@@ -126,7 +137,7 @@ async fn what_was_used_longest_ago_goes_and_the_next_pull_fetches_that_alone() {
     asked.about(&images.layers[0].digest).gets().expect(1, "what was evicted");
     asked.of(Kind::Manifest).filter(|entry| entry.reference == "v0").expect_none("it is known");
     is_low(&world).await;
-    assert_eq!(images.stored(&world), [0, 2, 3]);
+    images.are(&world, &[0, 2, 3]).await;
     world.finish().await;
 }
 
@@ -145,7 +156,7 @@ async fn a_head_and_a_304_keep_the_whole_image() {
         }
         images.pull(&world, 3).await;
         is_low(&world).await;
-        assert_eq!(images.stored(&world), [0, 2, 3], "conditional: {conditional}");
+        images.are(&world, &[0, 2, 3]).await;
         let mark = fake.mark();
         images.pull(&world, 0).await;
         fake.since(mark).expect_none("all of it is here");
@@ -161,7 +172,7 @@ async fn a_pinned_image_stays_and_goes_when_the_pin_does() {
     admin(&world, "POST", "/pins?scope=docker.io/team/app:v0").await;
     images.pull(&world, 3).await;
     is_low(&world).await;
-    assert_eq!(images.stored(&world), [0, 2, 3]);
+    images.are(&world, &[0, 2, 3]).await;
     let mark = fake.mark();
     images.pull(&world, 0).await;
     fake.since(mark).expect_none("all of it is here");
@@ -173,7 +184,7 @@ async fn a_pinned_image_stays_and_goes_when_the_pin_does() {
     admin(&world, "DELETE", "/pins?scope=docker.io/team/app:v0").await;
     images.pull(&world, 1).await;
     is_low(&world).await;
-    assert_eq!(images.stored(&world), [1, 2, 3]);
+    images.are(&world, &[1, 2, 3]).await;
     world.finish().await;
 }
 
