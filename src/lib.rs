@@ -4,6 +4,7 @@
 
 pub mod app;
 pub mod blobs;
+pub mod carry;
 pub mod cli;
 pub mod clock;
 pub mod content;
@@ -16,5 +17,6 @@ pub mod proxy;
 pub mod registry;
 pub mod server;
 pub mod span;
+pub mod story;
 pub mod upkeep;
 pub mod upstream;

@@ -2,6 +2,8 @@
 //!
 //! Only the fields that the program acts on are read; the manifest's bytes are stored and served as they came, so nothing is lost.
 
+use std::fmt;
+
 use super::digest::Digest;
 use super::media_type::MediaType;
 
@@ -27,4 +29,19 @@ pub struct Platform {
     pub os: String,
     pub architecture: String,
     pub variant: Option<String>,
+}
+
+impl Platform {
+    /// What BuildKit writes for children that nobody runs.
+    pub fn is_unknown(&self) -> bool {
+        self.os == "unknown" && self.architecture == "unknown"
+    }
+}
+
+impl fmt::Display for Platform {
+    /// `os/architecture[/variant]`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        self.variant.as_ref().map_or(Ok(()), |variant| write!(f, "/{variant}"))
+    }
 }

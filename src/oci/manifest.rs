@@ -29,6 +29,9 @@ pub struct Manifest {
     pub subject: Option<Descriptor>,
     /// `artifactType`, or the config's media type for an image manifest without one (OCI distribution spec, referrers).
     pub artifact_type: Option<String>,
+    /// Children of an index that BuildKit added to describe another child, each with the one that it names
+    /// (`vnd.docker.reference.digest`).
+    pub attestations: Vec<(Digest, Digest)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +81,14 @@ struct RawDescriptor {
     platform: Option<RawPlatform>,
     #[serde(default)]
     urls: Vec<String>,
+    annotations: Option<RawAnnotations>,
+}
+
+/// BuildKit's (docs/attestations/attestation-storage.md there).
+#[derive(Deserialize)]
+struct RawAnnotations {
+    #[serde(rename = "vnd.docker.reference.digest")]
+    reference: Option<serde_json::Value>,
 }
 
 #[derive(Deserialize)]
@@ -112,12 +123,13 @@ impl Manifest {
         let kind = document.kind(declared.as_ref().or(header.as_ref()))?;
         let media_type = document.resolve_type(kind, declared, header)?;
         let children = document.children(kind)?;
+        let attestations = document.attestations();
         let subject = document.subject.as_ref().map(RawDescriptor::check).transpose()?;
         let artifact_type = document.artifact_type.filter(|text| !text.is_empty()).or_else(|| {
             let (_, config) = children.iter().find(|(role, _)| *role == Role::Config)?;
             Some(config.media_type.as_str().to_owned())
         });
-        Ok(Self { media_type, kind, children, subject, artifact_type })
+        Ok(Self { media_type, kind, children, subject, artifact_type, attestations })
     }
 }
 
@@ -186,6 +198,15 @@ impl Document {
         let layers = self.layers.iter().chain(&self.blobs).flatten().map(|raw| (Role::Layer, raw));
         let manifests = self.manifests.iter().flatten().map(|raw| (Role::Child, raw));
         config.chain(layers).chain(manifests).map(|(role, raw)| Ok((role, raw.check()?))).collect()
+    }
+
+    /// An annotation that names nothing describes nothing; that is no mistake of the index.
+    fn attestations(&self) -> Vec<(Digest, Digest)> {
+        let named = |raw: &RawDescriptor| {
+            let reference = raw.annotations.as_ref()?.reference.as_ref()?.as_str()?;
+            Some((raw.digest.parse().ok()?, reference.parse().ok()?))
+        };
+        self.manifests.iter().flatten().filter_map(named).collect()
     }
 }
 

@@ -14,8 +14,11 @@ mod manifest;
 mod media_type;
 mod name;
 mod pattern;
+mod platform_pattern;
 mod range;
+mod receipt;
 mod scope;
+mod set_name;
 
 pub use descriptor::{Descriptor, Platform};
 pub use digest::{Algorithm, Digest, DigestHasher, InvalidDigest};
@@ -31,5 +34,8 @@ pub use manifest::{
 pub use media_type::{InvalidMediaType, MediaType};
 pub use name::{InvalidName, Reference, RegistryName, RepositoryName, Tag, looks_like_host};
 pub use pattern::{HostFamily, InvalidHostFamily, InvalidTagPattern, TagPattern};
+pub use platform_pattern::{InvalidPlatform, PlatformPattern};
 pub use range::{ByteRange, RANGES_PER_REQUEST_MAX, RangeError, RangeSpec, parse_range};
+pub use receipt::{InvalidReceipt, RECEIPT_BYTES_MAX, RECEIPT_DIGESTS_MAX, Receipt, ReceiptFull};
 pub use scope::{InvalidScope, SCOPE_BYTES_MAX, Scope};
+pub use set_name::{InvalidSetName, SetName};

@@ -196,7 +196,7 @@ fn end(
         return End::Spare(format!("{} needs it", image(holder)));
     }
     // An order to delete counts also while upstream is not asked.
-    match verdict(holders, rules, &KeepPolicy::default(), now) {
+    match verdict(holders, &rules.without_switches(), &KeepPolicy::default(), now) {
         KeepVerdict::Kept(hold) => return End::Keep(hold.to_string()),
         KeepVerdict::Free | KeepVerdict::Last => {}
     }
@@ -237,6 +237,7 @@ mod tests {
             revision: Digest::sha256_of(revision),
             unlinked: unlinked.map(Timestamp::from_millis),
             over_subject: false,
+            sets: Vec::new(),
             links: Vec::new(),
         }
     }

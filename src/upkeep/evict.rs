@@ -331,7 +331,7 @@ impl Evictor {
         );
         // Offline nothing goes, so there is nothing to look at.
         let reached =
-            if settings.keep.offline { Ok(()) } else { self.reach(&settings, aims).await };
+            if self.upkeep.asks_nobody() { Ok(()) } else { self.reach(&settings, aims).await };
         // What failed does not change that a limit is met, or is not.
         let judged = self.judge(&settings).await;
         reached.and(judged)

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use super::collect::Collector;
 use super::events::{Event, JobKind};
 use super::evict::{Decision, Round, figures};
-use super::job::Stopped;
 use super::settings::STEP_REST;
 use super::work::{Failure, Work};
 use crate::content::Error;
+use crate::story::Stopped;
 use tokio::time::sleep;
 
 /// Objects that a rehearsal of eviction looks at, per limit.
@@ -28,7 +28,7 @@ impl Work<'_> {
         let aims = found.aims(&settings, (false, &BTreeSet::new()), 0, upkeep.clock().now());
         for aim in aims {
             let mut round = Round::new(upkeep, &settings, aim);
-            if dry || settings.keep.offline {
+            if dry || upkeep.asks_nobody() {
                 let decisions = self.unless_stopped(round.rehearse(REHEARSED_MAX)).await?;
                 self.tell_decisions(decisions).await?;
                 continue;
@@ -83,7 +83,7 @@ impl Work<'_> {
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Failure> {
         tokio::select! {
-            () = self.story.cancel.cancelled() => Err(Failure::Stopped),
+            () = self.story.stopped().cancelled() => Err(Failure::Stopped),
             done = work => Ok(done?),
         }
     }

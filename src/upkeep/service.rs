@@ -104,6 +104,11 @@ impl Upkeep {
         self.0.settings.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Is no upstream asked at all, by the configuration or by a switch? Then nothing that goes could come back.
+    pub(super) fn asks_nobody(&self) -> bool {
+        self.settings().keep.offline || self.0.content.metadata().rules().switched_off().0
+    }
+
     pub(super) fn content(&self) -> &Content {
         &self.0.content
     }

@@ -34,10 +34,6 @@ pub(super) const PAGE: u32 = 256;
 
 /// Whoever asks for a job while another one runs waits this long: the other one may be ending.
 pub(super) const BUSY_PATIENCE: Duration = Duration::from_secs(2);
-/// Events of a job that wait for its reader.
-pub(super) const EVENTS_MAX: usize = 64;
-/// A reader that takes no event for this long is gone.
-pub(super) const READER_PATIENCE: Duration = Duration::from_secs(60);
 /// A running job tells its progress this often.
 pub(super) const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 

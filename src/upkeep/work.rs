@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::events::{Event, Finding, JobKind, Report, file_of};
-use super::job::{Order, Stopped, Story};
+use super::job::{Order, Story};
 use super::service::Upkeep;
 use super::settings::{PAGE, PROGRESS_EVERY};
 use crate::content::{Error, Haste, StoredObject, Verdict};
 use crate::metadata::Within;
+use crate::story::Stopped;
 
 /// One job at work.
 pub(super) struct Work<'a> {
@@ -121,7 +122,7 @@ impl<'a> Work<'a> {
             metrics.read(bytes);
             read.bytes.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
         };
-        let cancel = &self.story.cancel;
+        let cancel = self.story.stopped();
         let verdict = match self.kind {
             JobKind::Verify => self.watched(content.examine_paced(digest, count, cancel)).await,
             _ => self.watched(content.verify_paced(digest, count, cancel)).await,
@@ -175,7 +176,7 @@ impl<'a> Work<'a> {
 
     /// Counts files that no row knows.
     async fn count_orphans(&mut self) -> Result<(), Failure> {
-        let counting = self.upkeep.content().count_orphans(&self.story.cancel);
+        let counting = self.upkeep.content().count_orphans(self.story.stopped());
         let orphans = self.watched(counting).await;
         if self.story.is_stopped() {
             return Err(Failure::Stopped);
@@ -191,7 +192,8 @@ impl<'a> Work<'a> {
             read.objects.fetch_add(1, Ordering::Relaxed);
             read.bytes.fetch_add(adopted.size, Ordering::Relaxed);
         };
-        let adopting = self.upkeep.content().adopt_orphans(Haste::Full, &count, &self.story.cancel);
+        let adopting =
+            self.upkeep.content().adopt_orphans(Haste::Full, &count, self.story.stopped());
         let report = self.watched(adopting).await;
         if self.story.is_stopped() {
             return Err(Failure::Stopped);
