@@ -8,6 +8,7 @@ use super::listing;
 use super::model::{Holder, Holders, Node, RepositoryKey, TagLink};
 use super::operation::object_id;
 use super::query::{self, Result, STATE_PRESENT};
+use super::set_rows;
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Role};
 
@@ -70,6 +71,34 @@ pub(super) fn tree(
             found.push(node);
         }
     }
+    Ok(found)
+}
+
+/// Revisions of the repository whose `subject` is the digest, in the order of their digests.
+pub(super) fn referring(
+    rows: &Connection,
+    repository: &RepositoryKey,
+    subject: &Digest,
+    limit: u32,
+) -> Result<Vec<Digest>> {
+    let mut found = rows
+        .prepare_cached(
+            "SELECT s.digest FROM objects s INDEXED BY objects_subject \
+             JOIN repositories p ON p.upstream = ?2 AND p.name = ?3 \
+             JOIN revisions r ON r.repository = p.id AND r.object = s.id \
+             WHERE s.subject = ?1 LIMIT ?4",
+        )?
+        .query_map(
+            params![
+                subject.to_key(),
+                repository.upstream.as_str(),
+                repository.name.as_str(),
+                limit
+            ],
+            |row| query::digest(row, 0),
+        )?
+        .collect::<Result<Vec<_>>>()?;
+    found.sort();
     Ok(found)
 }
 
@@ -189,6 +218,7 @@ fn revisions(rows: &Connection, object: i64, limit: usize, more: &mut bool) -> R
             revision: query::digest(row, 2)?,
             unlinked: row.get::<_, Option<i64>>(3)?.map(Timestamp::from_millis),
             over_subject: false,
+            sets: Vec::new(),
             links: Vec::new(),
         };
         Ok((row.get::<_, i64>(4)?, holder))
@@ -197,6 +227,7 @@ fn revisions(rows: &Connection, object: i64, limit: usize, more: &mut bool) -> R
         .map(|found| {
             let (repository, mut holder) = found?;
             holder.links = links(rows, (repository, object), more)?;
+            holder.sets = set_rows::keeping(rows, (repository, object))?;
             Ok(holder)
         })
         .collect()

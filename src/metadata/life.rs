@@ -125,6 +125,17 @@ impl Metadata {
         Ok(found)
     }
 
+    /// Revisions of the repository that refer to the digest over `subject`, at most `limit`.
+    pub async fn referring(
+        &self,
+        repository: &RepositoryKey,
+        subject: &Digest,
+        limit: u32,
+    ) -> Result<Vec<Digest>, Error> {
+        let (repository, subject) = (repository.clone(), *subject);
+        self.read(move |rows| holders::referring(rows, &repository, &subject, limit)).await
+    }
+
     /// What holds an object: the revisions that are it or need it, over every path of references, and the upstreams that showed it.
     pub async fn holders(&self, digest: &Digest, limit: u32) -> Result<Holders, Error> {
         let digest = *digest;
@@ -257,6 +268,12 @@ impl Metadata {
         }
     }
 
+    /// Content is about to be stored that nothing holds yet. If nothing does when the grace time of deletions is over, it is collected.
+    pub async fn await_holder(&self, digest: &Digest) -> Result<(), Error> {
+        let removal = Removal::Await { digest: *digest, at: self.now() };
+        self.run(Operation::Remove(Box::new(removal))).await.map(drop)
+    }
+
     /// Content that is not here, that nothing refers to and no repository knows, and that was learned of before `before`: a slice of all
     /// rows, those that come after place `after` (0 at first), and the place to go on from, if there is more.
     pub async fn strays(
@@ -294,6 +311,11 @@ impl Metadata {
         self.shared().rules.get()
     }
 
+    /// Is the upstream switched off now? Says nothing of what the configuration says.
+    pub fn is_offline(&self, upstream: &RegistryName) -> bool {
+        self.shared().rules.is_offline(upstream)
+    }
+
     /// [`Rules::epoch`] of them, without a lock.
     pub fn rules_epoch(&self) -> u64 {
         self.shared().rules.epoch()
@@ -328,6 +350,6 @@ impl Metadata {
 }
 
 /// An operation told something of another.
-fn unexpected(outcome: &Outcome) -> Error {
+pub(super) fn unexpected(outcome: &Outcome) -> Error {
     Error::Failed(format!("the writer answered {outcome:?}").into())
 }

@@ -23,6 +23,7 @@ mod hot_manifest;
 #[cfg(test)]
 mod hot_race_tests;
 mod idle;
+mod import;
 mod life;
 #[cfg(test)]
 mod life_tests;
@@ -49,11 +50,16 @@ mod recovery;
 mod removal;
 #[cfg(test)]
 mod removal_tests;
+mod revision;
 mod rule_rows;
 mod rules;
 mod schema;
 #[cfg(test)]
 mod schema_tests;
+mod set_rows;
+mod sets;
+#[cfg(test)]
+mod sets_tests;
 mod shared;
 mod store;
 #[doc(hidden)]
@@ -62,6 +68,7 @@ pub mod testing;
 mod tests;
 mod timeline;
 mod walk;
+mod wanted_rows;
 mod writer;
 
 pub use error::{Error, OpenError};
@@ -75,4 +82,8 @@ pub use model::{
 pub use removal::{InUse, Taken, Why};
 pub use rules::{RULE_REASON_BYTES_MAX, RULES_MAX, Rule, RuleKind, Rules};
 pub use schema::SCHEMA_VERSION;
+pub use sets::{
+    ImportCommit, Imported, ImportedTag, SET_DETAIL_BYTES_MAX, SETS_MAX, SetKind, SetMember,
+    SetRecord, WANTED_MAX, Wanted, WantedWhat,
+};
 pub use store::{HOT_RECORDS_MAX_DEFAULT, Metadata, READER_THREADS_DEFAULT, Settings};

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::hot::Stamp;
 use crate::clock::Timestamp;
-use crate::oci::{Descriptor, Digest, MediaType, RegistryName, RepositoryName, Role, Tag};
+use crate::oci::{Descriptor, Digest, MediaType, RegistryName, RepositoryName, Role, SetName, Tag};
 
 /// A repository of one upstream: the key of everything that is permission, tag or revision.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -261,6 +261,8 @@ pub struct Holder {
     /// It does not need the object: the object, or what needs it, only refers to it.
     pub over_subject: bool,
     pub links: Vec<TagLink>,
+    /// Kept sets that it is a member of.
+    pub sets: Vec<SetName>,
 }
 
 /// A tag that points at a revision or did.

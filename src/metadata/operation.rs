@@ -7,23 +7,20 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::error::Error;
 use super::hot::Key;
-use super::idle;
 use super::model::{Deleted, FileMark, Proof, Purged, RepositoryKey, RevisionCommit};
-use super::presence;
 use super::removal::{Removal, Taken, doom};
-use super::rule_rows;
 use super::rules::{Rule, RuleKind};
+use super::set_rows::SetChange;
+use super::sets::{ImportCommit, Imported, SetMember, SetRecord};
+use super::{idle, import, presence, revision, rule_rows, wanted_rows};
 use crate::clock::Timestamp;
-use crate::oci::{Algorithm, Descriptor, Digest, MediaType, Platform, Role, Scope, Tag};
+use crate::oci::{Digest, MediaType, RegistryName, Scope, Tag};
 
-/// Longest text from a manifest that is kept in a row beside it (artifact type, platform); the manifest itself has it all.
-const TEXT_BYTES_MAX: usize = 255;
 /// Children of one manifest whose records are worth keeping hot; a pull asks for them next.
 const HOT_CHILDREN_MAX: usize = 64;
 
 pub(super) const KIND_BLOB: i64 = 0;
 pub(super) const KIND_MANIFEST: i64 = 1;
-const KIND_INDEX: i64 = 2;
 pub(super) const STATE_ABSENT: i64 = 0;
 
 #[derive(Clone, Debug)]
@@ -85,6 +82,16 @@ pub(super) enum Operation {
         ahead: Timestamp,
     },
     Remove(Box<Removal>),
+    ChangeSet(Box<SetChange>),
+    /// With since when each of its tags is frozen.
+    Import(Box<ImportCommit>, Vec<Option<Timestamp>>),
+    ForgetWanted,
+    /// `None`: all upstreams.
+    Switch {
+        upstream: Option<RegistryName>,
+        offline: bool,
+        at: Timestamp,
+    },
 }
 
 /// What the writer hands to the operations of one transaction.
@@ -106,6 +113,11 @@ pub(super) enum Outcome {
     Deleted(Deleted),
     Purged(Purged),
     Taken(Taken),
+    Set(Option<Box<SetRecord>>),
+    /// Members whose revisions are not known.
+    Unknown(Vec<SetMember>),
+    Imported(Imported),
+    Counted(u64),
 }
 
 /// What an operation did.
@@ -159,7 +171,9 @@ impl Operation {
         match self {
             Self::CommitRevision(commit, _) => commit.tag.is_some(),
             Self::MoveTag { .. } | Self::AddRule { .. } | Self::RemoveRule(_) => true,
+            Self::Import(..) | Self::Switch { .. } => true,
             Self::Remove(removal) => removal.must_last(),
+            Self::ChangeSet(change) => change.must_last(),
             _ => false,
         }
     }
@@ -186,6 +200,7 @@ impl Operation {
                 vec![Key::Tag(repository.clone(), tag.clone())]
             }
             Self::Remove(removal) => removal.facts(),
+            Self::Import(import, _) => import::facts(import),
             Self::SetPresent { digest, .. } | Self::SetAbsent { digest, .. } => {
                 vec![Key::Object(*digest)]
             }
@@ -196,7 +211,7 @@ impl Operation {
 
     /// Is what it changed likely to be asked for next? Upkeep walks over everything, and must not push out what clients want.
     pub(super) fn warms(&self) -> bool {
-        !matches!(self, Self::SetVerified { .. } | Self::Remove(_))
+        !matches!(self, Self::SetVerified { .. } | Self::Remove(_) | Self::Import(..))
     }
 
     pub(super) fn apply(
@@ -223,6 +238,16 @@ impl Operation {
                 Ok(Applied::telling(Outcome::Done))
             }
             Self::Remove(removal) => removal.apply(rows, context),
+            Self::ChangeSet(change) => change.apply(rows, context),
+            Self::Import(import, frozen) => import::apply(rows, (import, frozen), context),
+            Self::ForgetWanted => {
+                Ok(Applied::telling(Outcome::Counted(wanted_rows::forget(rows)?)))
+            }
+            Self::Switch { upstream, offline, at } => {
+                context.epoch += 1;
+                rule_rows::switch(rows, upstream.as_ref(), *offline, *at)?;
+                Ok(Applied::telling(Outcome::Done))
+            }
             _ => self.learn(rows).map(Applied::from),
         }
     }
@@ -230,7 +255,7 @@ impl Operation {
     /// Those that bring in what is known of content.
     fn learn(&self, rows: &Connection) -> Result<Changed, Failure> {
         match self {
-            Self::CommitRevision(commit, mark) => commit_revision(rows, commit, *mark),
+            Self::CommitRevision(commit, mark) => revision::commit(rows, commit, *mark),
             Self::MoveTag { repository, tag, digest, source, at } => {
                 let found = repository_id(rows, repository)?;
                 let Some(id) = found else {
@@ -275,18 +300,14 @@ impl Operation {
             Self::Prove { repository, digest, size, proof } => {
                 let id = ensure_repository(rows, repository)?;
                 let object = ensure_object(rows, digest, KIND_BLOB, None, proof.proved)?;
-                add_member(rows, id, object, *size, *proof)?;
+                add_member(rows, id, object, *size, (*proof, Standing::Renewed))?;
                 Ok(vec![Key::Member(repository.clone(), *digest)])
             }
             Self::SetReferrers { repository, subject, index, at } => {
                 set_referrers(rows, repository, subject, index, *at)
             }
             Self::SetVisibility { repository, public, at } => {
-                let id = ensure_repository(rows, repository)?;
-                rows.prepare_cached(
-                    "UPDATE repositories SET public = ?2, public_checked = ?3 WHERE id = ?1",
-                )?
-                .execute(params![id, public, at.as_millis()])?;
+                set_visibility(rows, repository, *public, *at)?;
                 Ok(vec![Key::Visibility(repository.clone())])
             }
             _ => Ok(Vec::new()),
@@ -294,141 +315,32 @@ impl Operation {
     }
 }
 
-fn commit_revision(
-    rows: &Connection,
-    commit: &RevisionCommit,
-    mark: Option<FileMark>,
-) -> Result<Changed, Failure> {
-    let RevisionCommit { repository, digest, media_type, proof, at, .. } = commit;
-    let has_children = commit.children.iter().any(|(role, _)| *role == Role::Child);
-    let kind = if has_children || media_type.is_index() { KIND_INDEX } else { KIND_MANIFEST };
-    let id = ensure_repository(rows, repository)?;
-    let object = ensure_object(rows, digest, kind, Some(media_type), *at)?;
-    describe(rows, object, kind, commit)?;
-    presence::set_present(rows, object, (commit.size, mark), Some(&repository.upstream), *at)?;
-    add_member(rows, id, object, Some(commit.size), *proof)?;
-    rows.prepare_cached(
-        "INSERT INTO revisions (repository, object, media_type, committed) VALUES (?1, ?2, ?3, ?4) \
-         ON CONFLICT DO UPDATE SET unlinked = NULL",
-    )?
-    .execute(params![id, object, media_type.as_str(), at.as_millis()])?;
-
-    let mut changed = vec![Key::Object(*digest), Key::Member(repository.clone(), *digest)];
-    for (position, (role, child)) in commit.children.iter().enumerate() {
-        let child_object = ensure_object(
-            rows,
-            &child.digest,
-            child_kind(*role, child),
-            Some(&child.media_type),
-            *at,
-        )?;
-        add_edge(rows, (object, child_object), *role, position, child)?;
-        // An index may name anything as its child, and many registries take it unseen: only what a manifest names as its own content is
-        // proved by it. A child manifest is proved when it is fetched.
-        if !child.foreign && *role != Role::Child {
-            add_member(rows, id, child_object, claimed_size(child), *proof)?;
-            changed.push(Key::Member(repository.clone(), child.digest));
-        }
-    }
-    presence::relink(rows, id, object)?;
-    presence::touch(rows, object, *at)?;
-    if let Some(moved) = &commit.tag {
-        move_tag(rows, id, &moved.tag, Some(object), &moved.source, *at)?;
-        changed.push(Key::Tag(repository.clone(), moved.tag.clone()));
-    }
-    Ok(changed)
-}
-
 /// Is `key` one that a group should read back for the cache, given how many it has to read? The others are only forgotten.
 pub(super) fn worth_reading(position: usize, key: &Key) -> bool {
     position < HOT_CHILDREN_MAX || !matches!(key, Key::Member(..))
 }
 
-fn child_kind(role: Role, child: &Descriptor) -> i64 {
-    match role {
-        Role::Child if child.media_type.is_index() => KIND_INDEX,
-        Role::Child => KIND_MANIFEST,
-        Role::Config | Role::Layer => KIND_BLOB,
-    }
+/// What becomes of a proof that stands when another one comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Upstream was asked just now, or the operator says that anybody may read the repository.
+    Renewed,
+    /// What was shown by a credential stays bound to it.
+    Kept,
 }
 
-/// The size that a descriptor claims. Zero stands for "unknown" where it cannot be true: schema 1 names layers without sizes.
-fn claimed_size(descriptor: &Descriptor) -> Option<u64> {
-    let empty = |algorithm: Algorithm| Digest::of(algorithm, b"");
-    let known = descriptor.size > 0 || descriptor.digest == empty(descriptor.digest.algorithm());
-    known.then_some(descriptor.size)
-}
-
-/// Short enough to be kept in a row?
-fn kept(text: &str) -> Option<&str> {
-    (text.len() <= TEXT_BYTES_MAX).then_some(text)
-}
-
-/// A manifest says more of itself than the descriptor by which it was known.
-fn describe(
-    rows: &Connection,
-    object: i64,
-    kind: i64,
-    commit: &RevisionCommit,
-) -> rusqlite::Result<()> {
-    rows.prepare_cached(
-        "UPDATE objects SET kind = ?2, media_type = ?3, artifact_type = ?4, subject = ?5 WHERE id = ?1",
-    )?
-    .execute(params![
-        object,
-        kind,
-        commit.media_type.as_str(),
-        commit.artifact_type.as_deref().and_then(kept),
-        commit.subject.as_ref().map(Digest::to_key),
-    ])?;
-    Ok(())
-}
-
-fn add_edge(
-    rows: &Connection,
-    (parent, child): (i64, i64),
-    role: Role,
-    position: usize,
-    descriptor: &Descriptor,
-) -> rusqlite::Result<()> {
-    let role = match role {
-        Role::Config => 0,
-        Role::Layer => 1,
-        Role::Child => 2,
-    };
-    let platform = descriptor.platform.as_ref().map(|platform| {
-        let Platform { os, architecture, variant } = platform;
-        match variant {
-            Some(variant) => format!("{os}/{architecture}/{variant}"),
-            None => format!("{os}/{architecture}"),
-        }
-    });
-    rows.prepare_cached(
-        "INSERT INTO edges (parent, child, role, position, is_foreign, platform) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING",
-    )?
-    .execute(params![
-        parent,
-        child,
-        role,
-        i64::try_from(position).unwrap_or(i64::MAX),
-        descriptor.foreign,
-        platform.as_deref().and_then(kept),
-    ])?;
-    Ok(())
-}
-
-fn add_member(
+pub(super) fn add_member(
     rows: &Connection,
     repository: i64,
     object: i64,
     size: Option<u64>,
-    proof: Proof,
+    (proof, standing): (Proof, Standing),
 ) -> rusqlite::Result<()> {
     rows.prepare_cached(
         "INSERT INTO membership (object, repository, proved, credential, size) \
          VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO UPDATE SET \
-         proved = excluded.proved, credential = excluded.credential, \
+         proved = iif(?6, excluded.proved, proved), \
+         credential = iif(?6, excluded.credential, credential), \
          size = coalesce(excluded.size, size)",
     )?
     .execute(params![
@@ -437,13 +349,14 @@ fn add_member(
         proof.proved.as_millis(),
         proof.credential,
         size.map(stored),
+        standing == Standing::Renewed,
     ])?;
     presence::settle_origin(rows, object, repository)
 }
 
 /// Points the tag at `object` (`None`: absent from here on). An unchanged one is confirmed; a changed one closes the open row of the
 /// timeline and opens the next. A tag that was never seen is not recorded as absent.
-fn move_tag(
+pub(super) fn move_tag(
     rows: &Connection,
     repository: i64,
     tag: &Tag,
@@ -514,6 +427,18 @@ fn set_referrers(
     Ok(Vec::new())
 }
 
+pub(super) fn set_visibility(
+    rows: &Connection,
+    repository: &RepositoryKey,
+    public: bool,
+    at: Timestamp,
+) -> rusqlite::Result<()> {
+    let id = ensure_repository(rows, repository)?;
+    rows.prepare_cached("UPDATE repositories SET public = ?2, public_checked = ?3 WHERE id = ?1")?
+        .execute(params![id, public, at.as_millis()])?;
+    Ok(())
+}
+
 pub(super) fn stored(size: u64) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }
@@ -527,7 +452,7 @@ pub(super) fn repository_id(
         .optional()
 }
 
-fn ensure_repository(rows: &Connection, key: &RepositoryKey) -> rusqlite::Result<i64> {
+pub(super) fn ensure_repository(rows: &Connection, key: &RepositoryKey) -> rusqlite::Result<i64> {
     if let Some(id) = repository_id(rows, key)? {
         return Ok(id);
     }
@@ -542,7 +467,7 @@ pub(super) fn object_id(rows: &Connection, digest: &Digest) -> rusqlite::Result<
 }
 
 /// The row of a digest, made as "not here" if there is none.
-fn ensure_object(
+pub(super) fn ensure_object(
     rows: &Connection,
     digest: &Digest,
     kind: i64,
@@ -566,7 +491,11 @@ fn ensure_object(
 }
 
 /// The object behind a revision of the repository.
-fn revision_id(rows: &Connection, repository: i64, digest: &Digest) -> Result<i64, Failure> {
+pub(super) fn revision_id(
+    rows: &Connection,
+    repository: i64,
+    digest: &Digest,
+) -> Result<i64, Failure> {
     rows.prepare_cached(
         "SELECT r.object FROM revisions r JOIN objects o ON o.id = r.object \
          WHERE r.repository = ?1 AND o.digest = ?2",

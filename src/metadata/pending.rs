@@ -1,4 +1,4 @@
-//! Small facts that are written in batches: confirmations of tags and access times.
+//! Small facts that are written in batches: confirmations of tags, access times, and what was asked for in vain.
 //!
 //! Every revalidation and every hit would be a write otherwise. A confirmation counts at once, because readers look in here too; a
 //! crash costs one HEAD request, or a little precision of the access time.
@@ -7,10 +7,13 @@
 //! lock holds it for a bounded time, however many entries there are; all of it is bounded, and what does not fit is dropped.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::model::RepositoryKey;
 use super::recent::Recent;
+use super::sets::WantedWhat;
+use super::wanted_rows::Miss;
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Tag};
 
@@ -18,6 +21,8 @@ use crate::oci::{Digest, Tag};
 pub(super) const FLUSH_ENTRIES: usize = 10_000;
 /// More entries than this are never kept, however long the disk refuses them.
 const ENTRIES_MAX: usize = 50_000;
+/// The same for what was asked for in vain: whoever asks for one name after the other costs nobody a confirmation.
+const MISSES_MAX: usize = 10_000;
 
 #[derive(Debug, Default)]
 pub(super) struct Pending {
@@ -31,6 +36,7 @@ struct Entries {
     confirmed: HashMap<RepositoryKey, HashMap<Tag, Timestamp>>,
     confirmations: usize,
     touched: HashMap<Digest, Timestamp>,
+    missed: HashMap<(RepositoryKey, WantedWhat), Miss>,
 }
 
 /// What the writer should hear of.
@@ -48,17 +54,18 @@ pub(super) enum Added {
 pub(super) struct Batch {
     pub(super) confirmed: Vec<(RepositoryKey, Tag, Timestamp)>,
     pub(super) touched: Vec<(Digest, Timestamp)>,
+    pub(super) missed: Vec<(RepositoryKey, WantedWhat, Miss)>,
 }
 
 impl Batch {
     pub(super) fn is_empty(&self) -> bool {
-        self.confirmed.is_empty() && self.touched.is_empty()
+        self.confirmed.is_empty() && self.touched.is_empty() && self.missed.is_empty()
     }
 }
 
 impl Entries {
     fn len(&self) -> usize {
-        self.confirmations + self.touched.len()
+        self.confirmations + self.touched.len() + self.missed.len()
     }
 
     fn added(&self, before: usize) -> Added {
@@ -119,6 +126,32 @@ impl Pending {
         entries.added(before)
     }
 
+    /// Something was asked for in vain.
+    pub(super) fn miss(
+        &self,
+        repository: &RepositoryKey,
+        what: WantedWhat,
+        unreachable: bool,
+        at: Timestamp,
+    ) -> Added {
+        let mut entries = self.entries();
+        let before = entries.len();
+        let full = entries.missed.len() >= MISSES_MAX;
+        match entries.missed.entry((repository.clone(), what)) {
+            Entry::Occupied(mut known) => {
+                let known = known.get_mut();
+                known.last = at.max(known.last);
+                known.times += 1;
+                known.unreachable = unreachable;
+            }
+            Entry::Vacant(free) if !full => {
+                free.insert(Miss { first: at, last: at, times: 1, unreachable });
+            }
+            Entry::Vacant(_) => {}
+        }
+        entries.added(before)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.entries().len() == 0
     }
@@ -127,10 +160,15 @@ impl Pending {
         self.entries().len()
     }
 
-    /// A copy of at most `limit` entries; they count until [`Pending::written`] takes them out. Both kinds have a share, because there may
-    /// always be new ones of the other.
+    /// A copy of at most `limit` entries; they count until [`Pending::written`] takes them out. Each kind has a share, because there may
+    /// always be new ones of the others.
     pub(super) fn batch(&self, limit: usize) -> Batch {
         let entries = self.entries();
+        let missed = entries.missed.iter().take((limit / 4).max(1));
+        let missed: Vec<_> = missed
+            .map(|((repository, what), miss)| (repository.clone(), what.clone(), *miss))
+            .collect();
+        let limit = limit.saturating_sub(missed.len());
         let share = entries.touched.len().min(limit / 2);
         let confirmed: Vec<_> = entries
             .confirmed
@@ -141,7 +179,7 @@ impl Pending {
             .collect();
         let room = limit - confirmed.len();
         let touched = entries.touched.iter().take(room).map(|(key, at)| (*key, *at)).collect();
-        Batch { confirmed, touched }
+        Batch { confirmed, touched, missed }
     }
 
     /// Takes out what a batch has written, except entries that have changed since.
@@ -162,6 +200,15 @@ impl Pending {
         for (digest, at) in &batch.touched {
             if entries.touched.get(digest) == Some(at) {
                 entries.touched.remove(digest);
+            }
+        }
+        for (repository, what, written) in &batch.missed {
+            let key = (repository.clone(), what.clone());
+            if let Entry::Occupied(mut known) = entries.missed.entry(key) {
+                match known.get().times.saturating_sub(written.times) {
+                    0 => drop(known.remove()),
+                    more => known.get_mut().times = more,
+                }
             }
         }
         if entries.len() == 0 {
@@ -237,6 +284,27 @@ mod tests {
         }
         assert_eq!((confirmed, touched), (250, 250));
         assert!(pending.is_empty() && pending.batch(1).is_empty());
+    }
+
+    #[test]
+    fn misses_are_added_up_and_have_a_bound_of_their_own() {
+        let (pending, repository) = (Pending::default(), repository());
+        let tag = |number: usize| WantedWhat::Tag(format!("v{number}").parse().unwrap());
+        for number in 0..=MISSES_MAX {
+            pending.miss(&repository, tag(number), false, at(1));
+        }
+        assert_eq!(pending.len(), MISSES_MAX);
+        let latest: Tag = "latest".parse().unwrap();
+        assert_eq!(pending.confirm(&repository, &latest, at(1)), Added::Other);
+        assert_eq!(pending.confirmed(&repository, &latest), Some(at(1)), "it has room");
+        let batch = pending.batch(4 * MISSES_MAX);
+        assert_eq!((batch.missed.len(), batch.confirmed.len()), (MISSES_MAX, 1));
+        // One comes again while they are written.
+        pending.miss(&repository, tag(5), true, at(2));
+        pending.written(&batch);
+        let left = pending.batch(8).missed;
+        let miss = Miss { first: at(1), last: at(2), times: 1, unreachable: true };
+        assert_eq!(left, [(repository, tag(5), miss)]);
     }
 
     #[test]

@@ -8,27 +8,34 @@ use rusqlite::{Connection, StatementStatus};
 use super::connection::{open_reader, open_writer};
 
 /// The statements of reads and writes stand in these files, each as the literal behind `prepare_cached(`.
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 14] = [
     include_str!("holders.rs"),
     include_str!("idle.rs"),
+    include_str!("import.rs"),
     include_str!("listing.rs"),
     include_str!("operation.rs"),
     include_str!("presence.rs"),
     include_str!("purge.rs"),
     include_str!("query.rs"),
     include_str!("removal.rs"),
+    include_str!("revision.rs"),
     include_str!("rule_rows.rs"),
+    include_str!("set_rows.rs"),
     include_str!("timeline.rs"),
+    include_str!("wanted_rows.rs"),
 ];
 /// Fewer than this means that they are not found any more.
-const STATEMENTS_MIN: usize = 110;
+const STATEMENTS_MIN: usize = 140;
 /// Steps of plans that read everything, and why they may.
-const MAY_READ_ALL: [(&str, &str); 5] = [
+const MAY_READ_ALL: [(&str, &str); 8] = [
     ("SCAN usage", "it has one row"),
     ("SCAN CONSTANT ROW", "it is no table"),
     ("SCAN origins USING INDEX sqlite_autoindex_origins_1", "it has a row for each upstream"),
     ("SCAN rules", "there are few, and all of them are wanted"),
     ("SCAN rules USING COVERING INDEX", "there are few"),
+    ("SCAN switches", "there are few, and all of them are wanted"),
+    ("SCAN sets USING INDEX sqlite_autoindex_sets_1", "all of them are wanted"),
+    ("SCAN sets USING COVERING INDEX sqlite_autoindex_sets_1", "there are few"),
 ];
 /// Steps that sort or gather, and why they may.
 const MAY_GATHER: [(&str, &str); 1] =

@@ -85,6 +85,21 @@ pub(super) fn lookup(
     Ok(found.unwrap_or_default())
 }
 
+/// Did an upstream, or an operator, show this object where anybody may have it, or under `repository`?
+pub(super) fn is_shown(
+    connection: &Connection,
+    digest: &Digest,
+    repository: &RepositoryKey,
+) -> Result<bool> {
+    connection
+        .prepare_cached(
+            "SELECT 1 FROM objects o JOIN membership m ON m.object = o.id \
+             JOIN repositories p ON p.id = m.repository \
+             WHERE o.digest = ?1 AND (m.credential IS NULL OR p.upstream = ?2 AND p.name = ?3)",
+        )?
+        .exists(params![digest.to_key(), repository.upstream.as_str(), repository.name.as_str()])
+}
+
 pub(super) fn object(connection: &Connection, digest: &Digest) -> Result<Option<ObjectRecord>> {
     connection
         .prepare_cached("SELECT size, state, modified, inode FROM objects WHERE digest = ?1")?

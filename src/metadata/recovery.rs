@@ -16,12 +16,12 @@ use super::error::OpenError;
 use super::model::Usage;
 use super::query;
 use super::rule_rows;
-use super::rules::Rule;
+use super::rules::Rules;
 use super::schema::sql_error;
 use crate::clock::Timestamp;
 
 /// What every store of ours has.
-const TABLES: [&str; 12] = [
+const TABLES: [&str; 16] = [
     "repositories",
     "objects",
     "edges",
@@ -34,6 +34,10 @@ const TABLES: [&str; 12] = [
     "origins",
     "doomed",
     "rules",
+    "sets",
+    "set_members",
+    "wanted",
+    "switches",
 ];
 /// Of a database that was moved aside; followed by milliseconds since 1970.
 const DAMAGED_SUFFIX: &str = ".damaged-";
@@ -49,7 +53,7 @@ const HEADER_BYTES: usize = 32;
 pub(super) struct Found {
     pub(super) connection: Connection,
     pub(super) usage: Usage,
-    pub(super) rules: Vec<Rule>,
+    pub(super) rules: Rules,
 }
 
 /// Opens the database for writing, and looks into it.
@@ -92,12 +96,12 @@ fn check_suspect(path: &Path, connection: &Connection) -> Result<(), OpenError> 
     fs::remove_file(&mark).map_err(|source| OpenError::Io { path: mark, source })
 }
 
-fn probe(connection: &Connection) -> rusqlite::Result<(Usage, Vec<Rule>)> {
+fn probe(connection: &Connection) -> rusqlite::Result<(Usage, Rules)> {
     for table in TABLES {
         let sql = format!("SELECT 1 FROM {table} LIMIT 1");
         connection.query_row(&sql, [], |_row| Ok(())).optional()?;
     }
-    Ok((query::usage(connection)?, rule_rows::all(connection)?))
+    Ok((query::usage(connection)?, rule_rows::image(connection, 0)?))
 }
 
 /// A file with fewer pages than its header says was cut, unless the rest of it is still in the log.

@@ -2,7 +2,7 @@
 //!
 //! What must hold: whatever takes a holder away enqueues the objects concerned (`doomed`), in the same transaction; a row goes only when
 //! nothing points at it, so no reference ever dangles; every hot record of what went is told, so that the next request knows.
-//! An object is held here, whatever pins say, by a revision that stays, a link, an object that refers to it, a kept index of referrers
+//! An object is held here, whatever pins say, by a revision that stays, a link, a set, an object that refers to it, a kept index of referrers
 //! of a revision that stays, or a proof that it is content of a repository.
 
 use std::collections::BTreeSet;
@@ -13,10 +13,13 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::hot::Key;
 use super::model::{Deleted, Doomed, RepositoryKey, Within};
-use super::operation::{Applied, Changed, Context, Failure, Outcome, object_id, repository_id};
+use super::operation::{
+    Applied, Changed, Context, Failure, KIND_BLOB, Outcome, ensure_object, object_id, repository_id,
+};
 use super::presence::{self, below};
 use super::purge;
 use super::query::{self, Result, STATE_PRESENT};
+use super::set_rows;
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Tag};
 
@@ -32,6 +35,7 @@ pub(super) enum Removal {
     Retire { repository: RepositoryKey, digest: Digest, before: Timestamp, at: Timestamp },
     Spare { digest: Digest, at: Timestamp },
     Forget { digest: Digest, at: Timestamp },
+    Await { digest: Digest, at: Timestamp },
     Take { digest: Digest, why: Why, in_use: InUse, at: Timestamp },
     Regret { digest: Digest },
 }
@@ -81,7 +85,11 @@ impl Removal {
     pub(super) fn must_last(&self) -> bool {
         !matches!(
             self,
-            Self::Spare { .. } | Self::Forget { .. } | Self::Take { .. } | Self::Regret { .. }
+            Self::Spare { .. }
+                | Self::Forget { .. }
+                | Self::Await { .. }
+                | Self::Take { .. }
+                | Self::Regret { .. }
         )
     }
 
@@ -113,6 +121,11 @@ impl Removal {
             }
             Self::Spare { digest, at } => spare(rows, digest, *at),
             Self::Forget { digest, at } => forget(rows, digest, *at),
+            Self::Await { digest, at } => {
+                let object = ensure_object(rows, digest, KIND_BLOB, None, *at)?;
+                doom(rows, object, *at)?;
+                Ok(Applied::telling(Outcome::Done))
+            }
             Self::Take { digest, why, in_use, at } => {
                 take(rows, (digest, *at), *why, in_use, context)
             }
@@ -220,6 +233,7 @@ pub(super) fn leave(
 ) -> Result<()> {
     rows.prepare_cached("DELETE FROM revisions WHERE repository = ?1 AND object = ?2")?
         .execute([id, object])?;
+    set_rows::leave(rows, id, object)?;
     let mut contents = rows.prepare_cached(
         "SELECT e.child, c.digest FROM edges e JOIN objects c ON c.id = e.child \
          WHERE e.parent = ?1 AND e.role <> 2 AND e.is_foreign = 0",
@@ -265,8 +279,8 @@ pub(super) fn drop_member(rows: &Connection, repository: i64, object: i64) -> Re
 }
 
 /// Revisions that lost a link or a parent begin to wait for their end, unless something else in the repository holds them: another
-/// link, or an index that stays. With them goes what was there for them alone.
-fn unlink(
+/// link, a set, or an index that stays. With them goes what was there for them alone.
+pub(super) fn unlink(
     rows: &Connection,
     repository: i64,
     mut open: Vec<i64>,
@@ -275,7 +289,8 @@ fn unlink(
 ) -> Result<()> {
     let mut linked = rows.prepare_cached(
         "SELECT 1 FROM timeline INDEXED BY timeline_object \
-         WHERE object = ?1 AND repository = ?2 LIMIT 1",
+         WHERE object = ?1 AND repository = ?2 \
+         UNION ALL SELECT 1 FROM set_members WHERE object = ?1 AND repository = ?2 LIMIT 1",
     )?;
     let mut needed = rows.prepare_cached(
         "SELECT 1 FROM edges e CROSS JOIN revisions r ON r.repository = ?2 AND r.object = e.parent \
@@ -335,6 +350,7 @@ fn is_held(rows: &Connection, object: i64) -> Result<bool> {
         )?,
         rows.prepare_cached("SELECT 1 FROM timeline WHERE object = ?1 LIMIT 1")?,
         rows.prepare_cached("SELECT 1 FROM tags WHERE object = ?1 LIMIT 1")?,
+        rows.prepare_cached("SELECT 1 FROM set_members WHERE object = ?1 LIMIT 1")?,
         rows.prepare_cached(
             "SELECT 1 FROM membership m WHERE m.object = ?1 AND NOT EXISTS \
              (SELECT 1 FROM revisions r WHERE r.repository = m.repository AND r.object = ?1) \

@@ -4,15 +4,22 @@ use rusqlite::{Connection, Row, params};
 
 use super::operation::Failure;
 use super::query::{self, Result};
-use super::rules::{RULES_MAX, Rule, RuleKind};
+use super::rules::{RULES_MAX, Rule, RuleKind, Rules, Switches};
 use crate::clock::Timestamp;
-use crate::oci::Scope;
+use crate::oci::{RegistryName, Scope};
 
 const KIND_PIN: i64 = 0;
 const KIND_FREEZE: i64 = 1;
+/// Stands for all upstreams among those that are switched off.
+const ALL: &str = "";
+
+/// All that is in force, as it is in memory.
+pub(super) fn image(rows: &Connection, epoch: u64) -> Result<Rules> {
+    Ok(Rules::new(all(rows)?, epoch).with_switches(switches(rows)?))
+}
 
 /// All of them, by id.
-pub(super) fn all(rows: &Connection) -> Result<Vec<Rule>> {
+fn all(rows: &Connection) -> Result<Vec<Rule>> {
     let mut statement =
         rows.prepare_cached("SELECT id, kind, scope, since, until, reason FROM rules ORDER BY id")?;
     let found = statement.query_map([], read)?.collect::<Result<Vec<_>>>()?;
@@ -80,4 +87,47 @@ pub(super) fn add(
 pub(super) fn remove(rows: &Connection, id: i64) -> Result<bool> {
     let removed = rows.prepare_cached("DELETE FROM rules WHERE id = ?1")?.execute([id])?;
     Ok(removed > 0)
+}
+
+fn switches(rows: &Connection) -> Result<Switches> {
+    let mut statement = rows.prepare_cached("SELECT upstream FROM switches ORDER BY upstream")?;
+    let found = statement.query_map([], |row| row.get(0))?.collect::<Result<Vec<String>>>()?;
+    let named = found.iter().filter(|name| *name != ALL);
+    let upstreams = named.filter_map(|name| {
+        name.parse::<RegistryName>()
+            .inspect_err(|error| tracing::error!(name, %error, "a switch that cannot be read is passed over"))
+            .ok()
+    });
+    Ok(Switches { all: found.iter().any(|name| name == ALL), upstreams: upstreams.collect() })
+}
+
+/// Switches an upstream off or on. All of them on is each of them on.
+pub(super) fn switch(
+    rows: &Connection,
+    upstream: Option<&RegistryName>,
+    offline: bool,
+    at: Timestamp,
+) -> std::result::Result<(), Failure> {
+    let name = upstream.map_or(ALL, RegistryName::as_str);
+    match (offline, upstream) {
+        (true, _) => {
+            let count: i64 = rows
+                .prepare_cached("SELECT count(*) FROM switches")?
+                .query_row([], |row| row.get(0))?;
+            if usize::try_from(count).is_ok_and(|count| count >= RULES_MAX) {
+                return Err(Failure::Rejected("too many upstreams are switched off"));
+            }
+            rows.prepare_cached(
+                "INSERT INTO switches (upstream, since) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+            )?
+            .execute(params![name, at.as_millis()])?;
+        }
+        (false, Some(_)) => {
+            rows.prepare_cached("DELETE FROM switches WHERE upstream = ?1")?.execute([name])?;
+        }
+        (false, None) => {
+            rows.prepare_cached("DELETE FROM switches")?.execute([])?;
+        }
+    }
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! What the operator wants kept (pins) or held still (freezes): rows, and their image in memory.
+//! What the operator wants kept (pins), held still (freezes) or not asked (switches): rows, and their image in memory.
 //!
 //! There are few of them and every resolved tag asks, so all of them are in memory, replaced after COMMIT and before the writer's answer.
 
@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::model::RepositoryKey;
 use crate::clock::Timestamp;
-use crate::oci::{Digest, Scope, Tag};
+use crate::oci::{Digest, RegistryName, Scope, Tag};
 
 /// Pins and freezes together; more would make each look slow.
 pub const RULES_MAX: usize = 10_000;
@@ -38,7 +38,16 @@ pub struct Rule {
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
     all: Arc<[Rule]>,
+    switches: Switches,
     epoch: u64,
+}
+
+/// Which upstreams are switched off.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Switches {
+    pub(super) all: bool,
+    /// By name.
+    pub(super) upstreams: Arc<[RegistryName]>,
 }
 
 /// The rules as they are now.
@@ -49,12 +58,19 @@ pub(super) struct Current {
 }
 
 impl Current {
-    pub(super) fn new(all: Vec<Rule>) -> Self {
-        Self { rules: RwLock::new(Rules::new(all, 0)), epoch: AtomicU64::new(0) }
+    /// The rules that the rows had at the start.
+    pub(super) fn new(rules: Rules) -> Self {
+        let epoch = AtomicU64::new(rules.epoch);
+        Self { rules: RwLock::new(rules), epoch }
     }
 
     pub(super) fn get(&self) -> Rules {
         self.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// [`Rules::is_offline`] of them, without a copy.
+    pub(super) fn is_offline(&self, upstream: &RegistryName) -> bool {
+        self.rules.read().unwrap_or_else(PoisonError::into_inner).is_offline(upstream)
     }
 
     /// The number moves after the rules have changed, and before the answer to the change.
@@ -72,7 +88,12 @@ impl Current {
 impl Rules {
     /// Rules by id, as the rows or a test has them.
     pub fn new(all: Vec<Rule>, epoch: u64) -> Self {
-        Self { all: all.into(), epoch }
+        Self { all: all.into(), switches: Switches::default(), epoch }
+    }
+
+    /// The same rules with upstreams switched off.
+    pub(super) fn with_switches(self, switches: Switches) -> Self {
+        Self { switches, ..self }
     }
 
     /// Counts the changes since the start.
@@ -83,6 +104,22 @@ impl Rules {
     /// All of them, those that are over included, by id.
     pub fn all(&self) -> &[Rule] {
         &self.all
+    }
+
+    /// The same with nothing switched off.
+    #[must_use]
+    pub fn without_switches(&self) -> Self {
+        Self { switches: Switches::default(), ..self.clone() }
+    }
+
+    /// Is the upstream switched off, by itself or with all of them?
+    pub fn is_offline(&self, upstream: &RegistryName) -> bool {
+        self.switches.all || self.switches.upstreams.contains(upstream)
+    }
+
+    /// Are all upstreams switched off, and which are by themselves, by name?
+    pub fn switched_off(&self) -> (bool, &[RegistryName]) {
+        (self.switches.all, &self.switches.upstreams)
     }
 
     pub fn is_empty(&self) -> bool {

@@ -17,12 +17,12 @@ use super::error::OpenError;
 const APPLICATION_ID: i64 = 0x5264_5374;
 
 /// The steps from an empty database to the current schema.
-pub(super) const MIGRATIONS: [&str; 4] = [VERSION_1, VERSION_2, VERSION_3, VERSION_4];
+pub(super) const MIGRATIONS: [&str; 5] = [VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5];
 
 /// The schema that this program reads and writes.
-pub const SCHEMA_VERSION: i64 = 4;
+pub const SCHEMA_VERSION: i64 = 5;
 
-const _: () = assert!(MIGRATIONS.len() == 4 && SCHEMA_VERSION == 4);
+const _: () = assert!(MIGRATIONS.len() == 5 && SCHEMA_VERSION == 5);
 
 /// - `objects`: everything with a digest (1 byte algorithm, then the raw hash). `state`: 0 known but not here, 1 present, 2 damaged
 ///   and put aside. `size` is the verified length and stays when the content goes; what manifests claim stands in `membership`,
@@ -186,6 +186,54 @@ CREATE TABLE rules (
     until INTEGER,
     reason TEXT NOT NULL
 ) STRICT;
+";
+
+/// - `sets`: kind 0 a recording, 1 an import; `members` counts the rows of `set_members`, changed in the transactions that change those.
+///   A member is a link to a revision as a tag's is; one without a tag has the empty one.
+/// - `wanted`: what was asked for in vain; `kind` 0 a tag, 1 a revision, 2 a blob; `what` is the tag's text or the digest.
+///   `usage.wanted` counts its rows.
+/// - `switches`: upstreams that are switched off, the empty name for all of them.
+const VERSION_5: &str = "
+CREATE TABLE sets (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    kind INTEGER NOT NULL,
+    since INTEGER NOT NULL,
+    until INTEGER,
+    kept INTEGER NOT NULL,
+    members INTEGER NOT NULL CHECK (members >= 0),
+    detail TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE set_members (
+    belongs INTEGER NOT NULL REFERENCES sets,
+    repository INTEGER NOT NULL REFERENCES repositories,
+    tag TEXT NOT NULL,
+    object INTEGER NOT NULL REFERENCES objects,
+    added INTEGER NOT NULL,
+    PRIMARY KEY (belongs, repository, tag, object)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX set_members_object ON set_members (object, repository);
+CREATE INDEX set_members_repository ON set_members (repository);
+
+CREATE TABLE wanted (
+    upstream TEXT NOT NULL,
+    name TEXT NOT NULL,
+    kind INTEGER NOT NULL,
+    what BLOB NOT NULL,
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    times INTEGER NOT NULL,
+    unreachable INTEGER NOT NULL,
+    PRIMARY KEY (upstream, name, kind, what)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX wanted_last ON wanted (last);
+ALTER TABLE usage ADD COLUMN wanted INTEGER NOT NULL DEFAULT 0 CHECK (wanted >= 0);
+
+CREATE TABLE switches (
+    upstream TEXT PRIMARY KEY,
+    since INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 ";
 
 /// Brings the database up to the last of `migrations`, making the tables if it is new.

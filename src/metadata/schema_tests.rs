@@ -55,8 +55,8 @@ async fn an_older_store_is_migrated_and_a_copy_is_kept() {
         assert_eq!(value(&migrated, "SELECT min(pins) FROM objects"), 7);
         assert_eq!(value(&migrated, "SELECT count(*) FROM tags"), 1);
     }
-    let copy = root.path().join("roadstead.db.v4.bak");
-    assert!(!root.path().join("roadstead.db.v4.bak.partial").exists());
+    let copy = root.path().join("roadstead.db.v5.bak");
+    assert!(!root.path().join("roadstead.db.v5.bak.partial").exists());
     assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o077, 0);
     // The copy is a whole store of the old version: put back, it works with the old program.
     fs::rename(&copy, &path).unwrap();
@@ -167,8 +167,8 @@ async fn a_step_that_fails_leaves_the_older_store_as_it_was() {
     // A later program goes on from there; the copy of the first attempt is not lost.
     let done = and(&[LATER, "CREATE TABLE done (id INTEGER);"]);
     open_writer_with(&path, &done).unwrap();
-    assert!(root.path().join("roadstead.db.v4.bak").exists());
     assert!(root.path().join("roadstead.db.v5.bak").exists());
+    assert!(root.path().join("roadstead.db.v6.bak").exists());
 }
 
 #[tokio::test]
@@ -178,7 +178,7 @@ async fn a_newer_store_is_refused_in_one_line() {
     let path = database(root.path());
     drop(open_writer_with(&path, &and(&[LATER])).unwrap());
     let error = open(path).unwrap_err();
-    assert!(matches!(error, OpenError::NewerSchema { found: 5, supported: 4, .. }), "{error}");
+    assert!(matches!(error, OpenError::NewerSchema { found: 6, supported: 5, .. }), "{error}");
     assert!(!error.to_string().contains('\n'));
 }
 

@@ -12,7 +12,7 @@ use super::metrics::Metrics;
 use super::model::{RepositoryKey, TagRecord};
 use super::pending::Pending;
 use super::recovery;
-use super::rules::{Current, Rule};
+use super::rules::{Current, Rules};
 use super::testing::Faults;
 use crate::clock::Timestamp;
 use crate::oci::Tag;
@@ -34,12 +34,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(
-        path: PathBuf,
-        hot_records_max: u64,
-        metrics: Metrics,
-        rules: Vec<Rule>,
-    ) -> Self {
+    pub(super) fn new(path: PathBuf, hot_records_max: u64, metrics: Metrics, rules: Rules) -> Self {
         Self {
             path,
             hot: Hot::new(hot_records_max),

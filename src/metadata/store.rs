@@ -463,7 +463,7 @@ impl Metadata {
         self.tell_writer(added);
     }
 
-    fn tell_writer(&self, added: Added) {
+    pub(super) fn tell_writer(&self, added: Added) {
         let message = match added {
             Added::First => Message::Pending,
             Added::Enough => Message::Flush(None),

@@ -2,7 +2,7 @@
 
 use super::error::Error;
 use super::hot::Key;
-use super::model::{ObjectRecord, StoredObject};
+use super::model::{ObjectRecord, RepositoryKey, StoredObject};
 use super::query;
 use super::store::Metadata;
 use crate::clock::Timestamp;
@@ -34,6 +34,17 @@ impl Metadata {
         let object = self.read(move |rows| query::object(rows, &digest)).await?;
         let ended = &self.shared().ended;
         Ok(object.map(|object| ended.object(&Key::Object(digest), object)))
+    }
+
+    /// Does some repository have `digest` by an anonymous proof, or `repository` by any? What is here only by a credential of ours, or by
+    /// nobody's word, is no news to others.
+    pub async fn is_shown(
+        &self,
+        digest: &Digest,
+        repository: &RepositoryKey,
+    ) -> Result<bool, Error> {
+        let (digest, repository) = (*digest, repository.clone());
+        self.read(move |rows| query::is_shown(rows, &digest, &repository)).await
     }
 
     /// Those of `digests` that are not here.

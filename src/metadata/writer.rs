@@ -22,8 +22,8 @@ use super::presence;
 use super::query;
 use super::queue::{Received, Receiver};
 use super::rule_rows;
-use super::rules::Rules;
 use super::shared::Shared;
+use super::wanted_rows;
 
 /// Operations in one transaction.
 const GROUP_MAX: usize = 256;
@@ -243,9 +243,9 @@ impl Writer {
         // As they will be, so that nothing has to be read after the COMMIT.
         let rules = match context.epoch == epoch {
             true => Ok(None),
-            false => rule_rows::all(&self.connection)
-                .map(|all| Some(Rules::new(all, context.epoch)))
-                .map_err(Error::from),
+            false => {
+                rule_rows::image(&self.connection, context.epoch).map(Some).map_err(Error::from)
+            }
         };
         let (written, rules) = match rules {
             Ok(rules) => (written, rules),
@@ -456,6 +456,9 @@ impl Writer {
         }
         for (digest, at) in &batch.touched {
             presence::touch_digest(&self.connection, digest, *at)?;
+        }
+        for (repository, what, miss) in &batch.missed {
+            wanted_rows::add(&self.connection, repository, what, miss)?;
         }
         Ok(())
     }
