@@ -68,6 +68,17 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// The same, one by one: for directories of which nobody wants all names in memory.
     fn entries(&self, path: &Path) -> io::Result<Entries>;
 
+    /// Opens a regular file of somebody else's tree for reading. No symbolic link below `root` is followed; one, and what is no regular
+    /// file, is `InvalidData`, at once.
+    fn open_beneath(&self, root: &Path, path: &Path) -> io::Result<File>;
+
+    /// Names in a directory of such a tree.
+    fn entries_beneath(&self, root: &Path, path: &Path) -> io::Result<Entries>;
+
+    /// Gives a file of such a tree the name `to` as well, which must be free. What cannot be linked (another file system, more links than
+    /// it counts, a file of somebody else) is an error.
+    fn link(&self, root: &Path, path: &Path, to: &Path) -> io::Result<()>;
+
     /// The size of the file system under `path` and what is free on it.
     fn volume(&self, path: &Path) -> io::Result<Volume>;
 

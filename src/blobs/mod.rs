@@ -1,7 +1,8 @@
 //! Bytes by digest on a disk.
 //!
 //! What must hold: a name under `blobs/` implies verified, durable content. It gets there by one way only: written under `partial/`,
-//! hashed by the caller, `fdatasync`, rename, directory sync. Everything that touches content files goes through [`Disk`], the seam
+//! hashed by the caller, `fdatasync`, rename, directory sync (a hard link to a file of somebody else's folder comes the same way, only that
+//! nobody writes it). Everything that touches content files goes through [`Disk`], the seam
 //! at which tests let any operation fail.
 //!
 //! The tree, flat as in an OCI image layout:
@@ -12,19 +13,21 @@
 //! blobs/<algorithm>/<hex>  verified content, manifests too
 //! partial/d-<algorithm>-<hex>              a download of that digest, running or broken off
 //! partial/d-<algorithm>-<hex>.map          the record of it: which bytes are here
-//! partial/w-<number>       a small write on its way
+//! partial/w-<number>       a small write, or a member of a bundle, on its way
 //! quarantine/<algorithm>-<hex>             what stood under that name and was damaged; the newest of them
 //! ```
 //!
 //! This room deliberately knows nothing of repositories, rows, locks per digest or async: callers serialise per digest and call it
 //! on a thread that may block.
 
+mod beneath;
 #[cfg(test)]
 mod corpus_tests;
 mod damage;
 mod disk;
 mod error;
 mod file_system;
+mod folder;
 mod real;
 mod record;
 mod store;
@@ -41,6 +44,7 @@ pub use disk::{Disk, Entries, FileStat, Volume};
 pub use error::OpenError;
 pub(crate) use error::{is_circumstance, is_no_file, is_no_space, is_out_of_descriptors};
 pub use file_system::FileSystem;
+pub use folder::{Copied, Folder, FolderFile};
 pub use real::RealDisk;
 pub use record::INTERVALS_RECORDED_MAX;
 pub use store::{Blobs, DirectoryLock, Opened, Partial};

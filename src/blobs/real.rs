@@ -9,6 +9,7 @@ use std::path::Path;
 use rustix::fs::{Advice, CWD, FallocateFlags, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 
+use super::beneath;
 use super::disk::{Disk, Entries, FileStat, Volume};
 use super::file_system::FileSystem;
 
@@ -122,6 +123,18 @@ impl Disk for RealDisk {
 
     fn entries(&self, path: &Path) -> io::Result<Entries> {
         Ok(Box::new(fs::read_dir(path)?.map(|entry| Ok(entry?.file_name()))))
+    }
+
+    fn open_beneath(&self, root: &Path, path: &Path) -> io::Result<File> {
+        beneath::open_file(root, path)
+    }
+
+    fn entries_beneath(&self, root: &Path, path: &Path) -> io::Result<Entries> {
+        beneath::entries(root, path)
+    }
+
+    fn link(&self, root: &Path, path: &Path, to: &Path) -> io::Result<()> {
+        beneath::link(root, path, to)
     }
 
     fn volume(&self, path: &Path) -> io::Result<Volume> {

@@ -194,8 +194,12 @@ impl Blobs {
 
     /// Begins a small write.
     pub fn create_scratch(&self, size: u64) -> io::Result<Partial> {
-        let number = self.next_number();
-        self.create(self.partial_directory().join(format!("w-{number}")), Some(size), None)
+        self.create(self.scratch_path(), Some(size), None)
+    }
+
+    /// A name for a small write that no other has.
+    pub(super) fn scratch_path(&self) -> PathBuf {
+        self.partial_directory().join(format!("w-{}", self.next_number()))
     }
 
     /// A number that no other caller has in the life of this process.
@@ -356,6 +360,12 @@ impl Blobs {
 }
 
 impl Partial {
+    /// A file that is written already.
+    pub(super) fn of(file: File, path: PathBuf) -> Self {
+        let lost = AtomicBool::new(false);
+        Self { file: Arc::new(file), path, allocated: false, download: None, lost }
+    }
+
     /// The file, to be read while it grows.
     pub fn file(&self) -> Arc<File> {
         Arc::clone(&self.file)

@@ -35,6 +35,9 @@ pub enum Operation {
     SyncDir,
     Unlink,
     List,
+    OpenBeneath,
+    ListBeneath,
+    Link,
     Volume,
     FileSystem,
 }
@@ -458,6 +461,21 @@ impl Disk for FaultyDisk {
     fn entries(&self, path: &Path) -> io::Result<Entries> {
         self.check(Operation::List)?;
         self.inner.entries(path)
+    }
+
+    fn open_beneath(&self, root: &Path, path: &Path) -> io::Result<File> {
+        self.check(Operation::OpenBeneath)?;
+        self.inner.open_beneath(root, path)
+    }
+
+    fn entries_beneath(&self, root: &Path, path: &Path) -> io::Result<Entries> {
+        self.check(Operation::ListBeneath)?;
+        self.inner.entries_beneath(root, path)
+    }
+
+    fn link(&self, root: &Path, path: &Path, to: &Path) -> io::Result<()> {
+        self.check(Operation::Link)?;
+        self.inner.link(root, path, to)
     }
 
     fn volume(&self, path: &Path) -> io::Result<Volume> {

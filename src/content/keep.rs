@@ -8,7 +8,7 @@ use std::fmt;
 
 use crate::clock::Timestamp;
 use crate::metadata::{Holder, Holders, RepositoryKey, Rule, RuleKind, Rules, TagLink};
-use crate::oci::{HostFamily, RegistryName, Tag, TagPattern};
+use crate::oci::{HostFamily, RegistryName, SetName, Tag, TagPattern};
 
 /// Revisions that are asked for when somebody decides on an object; one that more than these need is kept.
 pub const HOLDERS_MAX: u32 = 256;
@@ -63,6 +63,8 @@ pub enum Hold {
     Freeze { image: String, since: Timestamp },
     /// It belongs to one of the newest revisions of a tag.
     LastRevisions { image: String, revisions: u32 },
+    /// A kept set has a revision that needs it.
+    Set { name: SetName, image: String },
     /// Its upstream is not asked; `None`: none is.
     Offline { upstream: Option<RegistryName> },
     /// More revisions need it than were looked at.
@@ -98,14 +100,15 @@ impl UpstreamKeep {
     }
 }
 
-/// Decides on an object by what holds it.
+/// Decides on an object by what holds it. An order to delete, which counts also while upstream is not asked, comes with rules
+/// [without switches](Rules::without_switches).
 pub fn verdict(
     holders: &Holders,
     rules: &Rules,
     policy: &KeepPolicy,
     now: Timestamp,
 ) -> KeepVerdict {
-    if let Some(hold) = offline(holders, policy) {
+    if let Some(hold) = offline(holders, rules, policy) {
         return KeepVerdict::Kept(hold);
     }
     for holder in &holders.revisions {
@@ -126,13 +129,13 @@ pub fn verdict(
     }
 }
 
-fn offline(holders: &Holders, policy: &KeepPolicy) -> Option<Hold> {
-    if policy.offline {
+fn offline(holders: &Holders, rules: &Rules, policy: &KeepPolicy) -> Option<Hold> {
+    if policy.offline || rules.switched_off().0 {
         return Some(Hold::Offline { upstream: None });
     }
     let of_revisions = holders.revisions.iter().map(|holder| &holder.repository.upstream);
     let mut all = holders.upstreams.iter().chain(of_revisions);
-    all.find(|name| policy.is_offline(name))
+    all.find(|name| policy.is_offline(name) || rules.is_offline(name))
         .map(|name| Hold::Offline { upstream: Some(name.clone()) })
 }
 
@@ -143,6 +146,10 @@ fn hold_by(holder: &Holder, rules: &Rules, policy: &KeepPolicy, now: Timestamp) 
     if let Some(rule) = rules.pin_of(repository, revision, current.map(|link| &link.tag), now) {
         let image = format!("{repository}@{revision}");
         return Some(Hold::Pin { rule: rule.id, scope: rule.scope.to_string(), image });
+    }
+    if let Some(name) = holder.sets.first() {
+        let image = format!("{repository}@{revision}");
+        return Some(Hold::Set { name: name.clone(), image });
     }
     links.iter().find_map(|link| {
         let image = || format!("{repository}:{}", link.tag);
@@ -194,12 +201,13 @@ fn serves_when_frozen(link: &TagLink, since: Timestamp) -> bool {
 }
 
 impl Hold {
-    /// The kind of it in a word: `pin`, `freeze`, `last_revisions`, `offline` or `shared`.
+    /// The kind of it in a word: `pin`, `freeze`, `last_revisions`, `set`, `offline` or `shared`.
     pub fn by(&self) -> &'static str {
         match self {
             Self::Pin { .. } => "pin",
             Self::Freeze { .. } => "freeze",
             Self::LastRevisions { .. } => "last_revisions",
+            Self::Set { .. } => "set",
             Self::Offline { .. } => "offline",
             Self::Shared => "shared",
         }
@@ -219,6 +227,7 @@ impl fmt::Display for Hold {
             Self::LastRevisions { image, revisions } => {
                 write!(f, "it is one of the {revisions} newest revisions of {image}")
             }
+            Self::Set { name, image } => write!(f, "set {name} keeps {image}"),
             Self::Offline { upstream: None } => f.write_str("offline: nothing could come back"),
             Self::Offline { upstream: Some(name) } => write!(f, "{name} is offline"),
             Self::Shared => {

@@ -46,6 +46,7 @@ fn holder(name: &str, links: Vec<TagLink>) -> Holder {
         revision: digest(),
         unlinked: None,
         over_subject: false,
+        sets: Vec::new(),
         links,
     }
 }
@@ -293,4 +294,20 @@ fn a_revision_may_leave_a_tag_unless_a_rule_wants_this_very_one() {
         let found = rules_on_link(&holder, &"1.27".parse().unwrap(), &rules, NOW);
         assert_eq!(!found.is_empty(), *wanted, "{kind:?} {scope} {since} {link:?}");
     }
+}
+
+#[test]
+fn a_kept_set_keeps_what_its_members_need() {
+    let mut member = holder("docker.io/library/nginx", vec![link("1.27", 10, Some(20), 1)]);
+    let rules = rules(&[]);
+    let free = held(vec![member.clone()]);
+    assert_eq!(word(&free, &rules, &KeepPolicy::default()), "free");
+    member.sets = vec!["ci".parse().unwrap(), "demo".parse().unwrap()];
+    let kept = held(vec![holder("docker.io/library/redis", vec![]), member]);
+    assert_eq!(word(&kept, &rules, &KeepPolicy::default()), "set");
+    let KeepVerdict::Kept(hold) = verdict(&kept, &rules, &KeepPolicy::default(), NOW) else {
+        panic!("it is kept");
+    };
+    let text = hold.to_string();
+    assert!(text.contains("set ci keeps docker.io/library/nginx@sha256:"), "{text}");
 }

@@ -21,11 +21,15 @@
 //! This room deliberately knows nothing of upstreams, freshness or HTTP, never hashes a download (who writes a stage has hashed it),
 //! and decides nothing about what has to go: that belongs to upkeep and to operators.
 
+mod arrival;
 #[cfg(test)]
 mod crash_tests;
 mod error;
 #[cfg(test)]
 mod fault_tests;
+mod foreign;
+#[cfg(test)]
+mod foreign_tests;
 mod keep;
 #[cfg(test)]
 mod keep_tests;
@@ -52,9 +56,11 @@ mod unfinished;
 mod unfinished_tests;
 mod unreadable;
 
-pub use crate::blobs::INTERVALS_RECORDED_MAX;
+pub use crate::blobs::{Folder, INTERVALS_RECORDED_MAX};
 pub use crate::metadata::StoredObject;
+pub use arrival::{Arrival, Held};
 pub use error::{Error, OpenError};
+pub use foreign::{Flaw, TakenIn};
 pub use keep::{
     HOLDERS_MAX, Hold, KeepPolicy, KeepRule, KeepVerdict, UpstreamKeep, rules_on_link, verdict,
 };

@@ -12,7 +12,7 @@ use super::store::Content;
 use crate::blobs::{self, Blobs, Opened};
 use crate::metadata::{BlobRecord, ObjectRecord, RepositoryKey};
 use crate::oci::Digest;
-use crate::span::{ContentFile, Span};
+use crate::span::{ContentFile, Lease, Span};
 
 /// What is known of a blob, with its bytes if the repository may have them.
 #[derive(Clone, Debug)]
@@ -67,7 +67,15 @@ impl Content {
         Ok(BlobLookup { record, span })
     }
 
-    async fn open_unchanged(
+    /// Whatever limits say, the content of a digest does not go from now on until the lease is dropped; an operator's order goes before it.
+    /// Whoever had begun to take it away is done when this answers, so that what is found to be here afterwards stays. Costs no open file.
+    pub async fn lease(&self, digest: &Digest) -> Lease {
+        let lease = self.leases().take(digest.value());
+        drop(self.lock(digest).await);
+        lease
+    }
+
+    pub(super) async fn open_unchanged(
         &self,
         digest: &Digest,
         object: ObjectRecord,

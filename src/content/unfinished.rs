@@ -188,7 +188,7 @@ impl Leftovers {
     }
 
     /// Removes the oldest unfinished downloads until there is room for `size` bytes; none if all of them together would not do.
-    fn make_room(&self, size: Option<u64>) {
+    pub(super) fn make_room(&self, size: Option<u64>) {
         let candidates = self.candidates();
         let all = candidates.iter().map(|candidate| candidate.allocated).sum();
         if self.space.would_fit(size, all) != Some(true) {
