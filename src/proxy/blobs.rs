@@ -64,7 +64,7 @@ impl Shared {
         if let Some(span) = span {
             return Ok(self.here(repository, digest, span));
         }
-        if repository.is_offline() {
+        if self.is_offline(repository) {
             return Err(Error::Offline);
         }
         let (Told::Now(expected) | Told::Before(expected)) = told;
@@ -84,7 +84,7 @@ impl Shared {
         if *digest == Digest::of(digest.algorithm(), b"") {
             return Ok((0, Found::Stored));
         }
-        if repository.is_offline() {
+        if self.is_offline(repository) {
             return Err(Error::Offline);
         }
         if let Some(size) = self.size_in_flight(repository, digest) {
@@ -227,7 +227,10 @@ impl Shared {
 
     fn launch(self: &Arc<Self>, running: Arc<Running>, order: Order) {
         let shared = Arc::clone(self);
+        let ended = running.ended.clone().drop_guard();
         self.parts.tasks.spawn(async move {
+            // Dropped last: whoever waits for the end finds the content, and no flight.
+            let _ended = ended;
             let filler = Filler {
                 content: shared.parts.content.clone(),
                 tasks: shared.parts.tasks.clone(),

@@ -56,6 +56,13 @@ impl Body {
         self.stream_again(range, SECOND_LOOKS_MAX)
     }
 
+    /// Waits until the download that this comes from is over: clients have their last bytes before these are in the store.
+    pub async fn settled(&self) {
+        if let From::Flight { seat, .. } = &self.from {
+            seat.running.ended.cancelled().await;
+        }
+    }
+
     fn stream_again(&self, range: ByteRange, looks: u32) -> Frames {
         match &self.from {
             From::Stored { span, reader, finder } => {
@@ -169,7 +176,7 @@ impl Finder {
 impl Finder {
     /// The disk reads this content differently each time: the rest comes past the store.
     fn alone(&self, digest: Digest, range: ByteRange, size: u64) -> Result<Frames, &'static str> {
-        if self.repository.is_offline() {
+        if self.shared.is_offline(&self.repository) {
             return Err("disk");
         }
         let bypass = Bypass::new(self.repository.clone(), digest, size, &[range], None);

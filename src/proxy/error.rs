@@ -1,5 +1,6 @@
 //! Why the proxy cannot answer. Each variant is a decision for the caller.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::upstream;
@@ -42,6 +43,26 @@ impl Error {
             Self::TimedOut => "timeout",
             Self::Overloaded(_) => "overloaded",
             Self::Store(_) => "store",
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    /// For the operator.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent => f.write_str("upstream does not have it"),
+            Self::Offline => f.write_str("it is not here, and the upstream is not asked (offline)"),
+            Self::Denied(text)
+            | Self::Overloaded(text)
+            | Self::Store(text)
+            | Self::NotThen(text)
+            | Self::Unreachable { message: text, .. } => f.write_str(text),
+            Self::Limited { retry_after: Some(after) } => {
+                write!(f, "upstream limits us; it wants {} s of patience", after.as_secs())
+            }
+            Self::Limited { retry_after: None } => f.write_str("upstream limits us"),
+            Self::TimedOut => f.write_str("upstream did not answer in time"),
         }
     }
 }

@@ -400,6 +400,8 @@ pub(super) struct Running {
     pub(super) flight: Flight,
     pub(super) givers: Givers,
     sources: std::sync::Mutex<Vec<Proxied>>,
+    /// Cancelled when the download is over, and what came of it is in the store as far as it goes there.
+    pub(super) ended: CancellationToken,
 }
 
 /// A client's place in a flight, until it is dropped.
@@ -414,7 +416,8 @@ pub(super) struct Seat {
 impl Running {
     pub(super) fn new() -> Arc<Self> {
         let (givers, sources) = (Givers::default(), std::sync::Mutex::default());
-        Arc::new(Self { flight: Flight::new(), givers, sources })
+        let ended = CancellationToken::new();
+        Arc::new(Self { flight: Flight::new(), givers, sources, ended })
     }
 
     /// Joins with `source`; `None` if the flight takes nobody any more.

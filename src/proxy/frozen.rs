@@ -72,7 +72,7 @@ impl Shared {
     ) -> Result<(Manifest, Tagged), Error> {
         let repository = asked.repository;
         let view = asked.known.map(|(_, known)| known);
-        let offline = repository.policy().offline;
+        let offline = self.is_shut(repository);
         let verdict = decide(self.now(), view, asked.policy, offline, Attempt::NotTried);
         let spare = offline || absent_lately || repository.upstream().is_sparing();
         match step(verdict, denied, spare) {
@@ -107,7 +107,7 @@ impl Shared {
         let denied = record.map(|record| record.as_ref().is_some_and(TagRecord::is_denied));
         match denied {
             Ok(false) => Ok(()),
-            Ok(true) if repository.policy().offline => Err(refused(Refusal::Denied, None)),
+            Ok(true) if self.is_shut(repository) => Err(refused(Refusal::Denied, None)),
             Ok(true) => {
                 let today = repository.clone().as_of(None);
                 let policy = today.source().tag_policy(today.name(), tag);

@@ -47,6 +47,8 @@ pub struct Ready {
     tag: Option<(TagPolicy, bool)>,
     /// The operator's rules under which it was no frozen tag.
     rules_epoch: u64,
+    /// The upstream is not asked: by the configuration, or under those rules.
+    shut: bool,
     /// Since the last look of the one who makes room.
     used: AtomicBool,
     prepared: OnceLock<Box<dyn Any + Send + Sync>>,
@@ -220,22 +222,23 @@ impl Shared {
         let ready = self.hot.get(&[source.upstream().name().as_str(), name, reference])?;
         let same_rules = std::ptr::eq(ready.source.as_ptr(), Arc::as_ptr(source));
         // A freeze counts from its answer on. What ends one by itself adds nothing: frozen tags are not in here.
-        let thawed =
-            ready.tag.is_none() || ready.rules_epoch == self.content().metadata().rules_epoch();
+        // That an upstream is not asked any more asks less of an entry; that it is asked again asks more.
+        let thawed = (ready.tag.is_none() && !ready.shut)
+            || ready.rules_epoch == self.content().metadata().rules_epoch();
         if !same_rules || !thawed || !self.content().metadata().is_current(&ready.facts.stamp) {
             return None;
         }
         let now = self.now();
         let (caller, facts) = (Caller::of(source.upstream()), &ready.facts);
-        if !may_show(source.policy(), caller, &facts.proof, facts.visibility, now) {
+        let (policy, shut) = (source.policy(), ready.shut);
+        if !may_show((policy, shut), caller, &facts.proof, facts.visibility, now) {
             return None;
         }
         let left = match (&ready.tag, &ready.facts.tag) {
             (Some((policy, elsewhere)), Some(record)) => {
                 let known =
                     Known { confirmed: record.confirmed, failed: None, elsewhere: *elsewhere };
-                let offline = source.policy().offline;
-                match decide(now, Some(known), policy, offline, Attempt::NotTried) {
+                match decide(now, Some(known), policy, shut, Attempt::NotTried) {
                     Verdict::Fresh { left } => left,
                     _ => return None,
                 }
@@ -287,6 +290,7 @@ impl Shared {
             facts,
             tag,
             rules_epoch: rules.epoch(),
+            shut: source.policy().offline || rules.is_offline(&key.upstream),
             used: AtomicBool::new(false),
             prepared: OnceLock::new(),
         });
@@ -313,7 +317,7 @@ impl Caller {
 
 /// The gate and the proof of membership, as far as they can be answered with what is known; see `permission.rs`, whose rules these are.
 fn may_show(
-    policy: &UpstreamPolicy,
+    (policy, shut): (&UpstreamPolicy, bool),
     caller: Caller,
     proof: &Proof,
     visibility: Option<(bool, Timestamp)>,
@@ -323,14 +327,15 @@ fn may_show(
     match caller {
         // The gate asks first.
         Caller::Unsettled => false,
-        Caller::Anonymous => proof.credential.is_none() || policy.offline,
+        Caller::Anonymous => proof.credential.is_none() || shut,
         Caller::With(credential) if policy.private == Private::Shared => {
             let holds = |then| then == credential && within(proof.proved);
-            proof.credential.is_none_or(holds) || policy.offline
+            proof.credential.is_none_or(holds) || shut
         }
         // The repository has to be public, and then every proof holds.
-        Caller::With(_) => visibility
-            .is_some_and(|(public, checked)| public && (within(checked) || policy.offline)),
+        Caller::With(_) => {
+            visibility.is_some_and(|(public, checked)| public && (within(checked) || shut))
+        }
     }
 }
 

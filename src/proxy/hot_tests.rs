@@ -50,6 +50,7 @@ fn ready(facts: &HotManifest, name: &str, reference: &str, bytes: usize) -> Read
         facts: facts.clone(),
         tag: None,
         rules_epoch: 0,
+        shut: false,
         used: AtomicBool::new(false),
         prepared: OnceLock::new(),
     }
@@ -157,6 +158,10 @@ fn who_may_be_shown_what_without_a_question() {
         ("shared, offline", offline(shared()), we, proved(old, Some(other)), None, true),
     ];
     for (name, policy, caller, proof, visibility, want) in table {
-        assert_eq!(may_show(&policy, caller, &proof, visibility, now), want, "{name}");
+        assert_eq!(
+            may_show((&policy, policy.offline), caller, &proof, visibility, now),
+            want,
+            "{name}"
+        );
     }
 }

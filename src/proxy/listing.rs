@@ -61,7 +61,7 @@ impl Shared {
                 return Ok((tags, Listed::Known("limited")));
             }
         }
-        if repository.is_offline() {
+        if self.is_offline(repository) {
             return self.known_tags(repository, wanted, "offline").await;
         }
         let work = {
@@ -140,7 +140,7 @@ impl Shared {
         }
         // An old "nothing" may have become untrue; only what lists something outlives an outage.
         let last_good = last_good.map(|(body, _)| body).filter(|body| lists_something(body));
-        if repository.is_offline() {
+        if self.is_offline(repository) {
             return last_good.map(|body| (body, Listed::Known("offline"))).ok_or(Error::Offline);
         }
         if let Some(body) = last_good.clone().filter(|_| repository.upstream().is_sparing()) {

@@ -77,7 +77,12 @@ impl Proxy {
 
     /// Is the upstream of this repository not asked?
     pub fn is_offline(&self, repository: &Proxied) -> bool {
-        repository.is_offline()
+        self.shared().is_offline(repository)
+    }
+
+    /// Is so little left of the upstream's quota that only what somebody waits for is asked?
+    pub fn is_sparing(&self, repository: &Proxied) -> bool {
+        repository.upstream().is_sparing()
     }
 
     /// Asks upstream for a tag now, however fresh it is, and waits for the answer.
@@ -85,7 +90,7 @@ impl Proxy {
     /// # Errors
     /// [`Error::Offline`] if upstream may not be asked.
     pub async fn check_now(&self, repository: &Proxied, tag: &Tag) -> Result<Refreshing, Error> {
-        if repository.is_offline() {
+        if self.is_offline(repository) {
             return Err(Error::Offline);
         }
         let shared = self.shared();
@@ -94,7 +99,7 @@ impl Proxy {
             Err(Error::Denied(why)) => return Ok(Refreshing::Denied(why)),
             Err(Error::Absent) => return Ok(Refreshing::Absent),
             Err(error @ Error::Store(_)) => return Err(error),
-            Err(error) => return Ok(Refreshing::Unreachable(words(&error))),
+            Err(error) => return Ok(Refreshing::Unreachable(error.to_string())),
         }
         let key = (repository.key().clone(), tag.clone());
         let identity = repository.upstream().credential_fingerprint();
@@ -107,7 +112,7 @@ impl Proxy {
             Err(error) => match Error::from(error) {
                 Error::Absent => Refreshing::Absent,
                 Error::Denied(why) => Refreshing::Denied(why),
-                other => Refreshing::Unreachable(words(&other)),
+                other => Refreshing::Unreachable(other.to_string()),
             },
         })
     }
@@ -134,7 +139,7 @@ impl Shared {
     }
 
     async fn outlook(&self, repository: &Proxied, tag: &Tag) -> Result<Outlook, Error> {
-        let offline = repository.is_offline();
+        let offline = self.is_offline(repository);
         let rule = repository.source().tag_pattern(repository.name(), tag).map(ToOwned::to_owned);
         let of = |prospect| Outlook { prospect, offline, rule: rule.clone() };
         if let Some(why) = self.barred(repository).await {
@@ -178,22 +183,5 @@ fn foretold(verdict: Verdict, failed: Option<Timestamp>) -> Prospect {
         Verdict::Refuse(Refusal::Absent) => Prospect::Refused("absent"),
         Verdict::Refuse(Refusal::Denied) => Prospect::Refused("denied"),
         Verdict::Refuse(Refusal::Unavailable) => Prospect::Refused("too stale"),
-    }
-}
-
-/// A failure in words for the operator.
-fn words(error: &Error) -> String {
-    match error {
-        Error::Denied(text)
-        | Error::Overloaded(text)
-        | Error::Store(text)
-        | Error::NotThen(text) => text.clone(),
-        Error::Unreachable { message, .. } => message.clone(),
-        Error::Limited { retry_after: Some(after) } => {
-            format!("upstream limits us; it wants {} s of patience", after.as_secs())
-        }
-        Error::Limited { retry_after: None } => "upstream limits us".to_owned(),
-        Error::TimedOut => "upstream did not answer in time".to_owned(),
-        Error::Absent | Error::Offline => error.reason().to_owned(),
     }
 }

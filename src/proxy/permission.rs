@@ -10,9 +10,29 @@ use super::error::Error;
 use super::settings::{PROOF_FOR, Private};
 use super::shared::Shared;
 use super::source::Proxied;
-use crate::metadata::Proof;
+use crate::clock::Timestamp;
+use crate::metadata::{CredentialFingerprint, Proof};
 use crate::oci::{Digest, Reference};
 use crate::upstream::{self, Spending};
+
+/// The credential of a proof when nobody knows whose it is, because a helper has not said so: it is nobody's, so upstream is asked.
+const UNKNOWN: CredentialFingerprint = [0; 16];
+
+impl Proxied {
+    /// The proof to record for what the operator himself brings under this repository. Where our credential opens private repositories,
+    /// it is bound to that, as it would be for a pull at this moment, unless he says that anybody may read the repository (`public`).
+    pub async fn proof_of_import(&self, at: Timestamp, public: bool) -> Proof {
+        let mut credential = None;
+        if self.policy().private == Private::Shared && !public {
+            self.upstream().settle_credential(self.policy().tags.wait_recent).await;
+            credential = self.upstream().credential_fingerprint();
+            if self.upstream().is_unsettled() {
+                credential = Some(UNKNOWN);
+            }
+        }
+        Proof { proved: at, credential }
+    }
+}
 
 impl Shared {
     /// May this repository be served at all? `reference` is what the client asks for; a probe upstream uses it.
@@ -29,7 +49,7 @@ impl Shared {
             )));
         }
         // A moment of the past is nobody's way around a credential that is not settled yet.
-        if !repository.policy().offline {
+        if !self.is_shut(repository) {
             repository.upstream().settle_credential(repository.policy().tags.wait_recent).await;
         }
         let behind_credential = repository.upstream().credential_fingerprint().is_some();
@@ -57,12 +77,12 @@ impl Shared {
         let metadata = self.content().metadata();
         let known = metadata.visibility(repository.key()).await.unwrap_or_default();
         if let Some((public, checked)) = known
-            && (self.within(checked, PROOF_FOR) || repository.policy().offline)
+            && (self.within(checked, PROOF_FOR) || self.is_shut(repository))
         {
             return Ok(public);
         }
         // Not of a moment of the past: who may read a repository is a question of today.
-        if repository.policy().offline {
+        if self.is_shut(repository) {
             return Err(Error::Offline);
         }
         let bridged = known.map(|(public, _)| public);
@@ -221,7 +241,7 @@ impl Shared {
             return Ok(None);
         }
         // Of a moment of the past an old proof is renewed as ever: who may have the content is a question of today.
-        if repository.policy().offline || repository.is_offline() && proof.is_none() {
+        if self.is_shut(repository) || self.is_offline(repository) && proof.is_none() {
             return if proof.is_some() { Ok(None) } else { Err(Error::Offline) };
         }
         let bridges = |error: &upstream::Error| {

@@ -68,12 +68,12 @@ impl Shared {
         digest: &Digest,
     ) -> Result<(Manifest, Revision), Error> {
         if let Some(stored) = self.stored(repository, digest).await {
-            if self.holds(repository, &stored.proof) || repository.policy().offline {
+            if self.holds(repository, &stored.proof) || self.is_shut(repository) {
                 return Ok((stored.into(), Revision::Stored));
             }
             return self.renew(repository, stored).await;
         }
-        if repository.is_offline() {
+        if self.is_offline(repository) {
             return Err(Error::Offline);
         }
         Ok(self.fetch_revision(repository, digest).await?)

@@ -19,6 +19,7 @@ use super::fill::{RINGS_MAX, Running};
 use super::hot::Hot;
 use super::metrics::Metrics;
 use super::revisions::Fetched;
+use super::source::Proxied;
 use super::writer::Writers;
 use crate::clock::{Clock, Timestamp};
 use crate::content::Content;
@@ -121,6 +122,18 @@ impl Shared {
 
     pub(super) fn now(&self) -> Timestamp {
         self.parts.clock.now()
+    }
+
+    /// Is the upstream not asked, by the configuration or because somebody switched it off? Asked anew each time: a switch counts from
+    /// its answer on.
+    pub(super) fn is_shut(&self, repository: &Proxied) -> bool {
+        let upstream = &repository.key().upstream;
+        repository.policy().offline || self.content().metadata().is_offline(upstream)
+    }
+
+    /// Is its content served from the store alone? What was is no matter for upstream; who may have it still is.
+    pub(super) fn is_offline(&self, repository: &Proxied) -> bool {
+        repository.moment().is_some() || self.is_shut(repository)
     }
 
     /// Is `when` less than `time` ago? What is dated in the future (the clock was set back) is of no known age.

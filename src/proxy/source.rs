@@ -111,11 +111,6 @@ impl Proxied {
         self.as_of
     }
 
-    /// Is its content served from the store alone? What was is no matter for upstream; who may have it still is.
-    pub(super) fn is_offline(&self) -> bool {
-        self.as_of.is_some() || self.source.policy.offline
-    }
-
     pub fn key(&self) -> &RepositoryKey {
         &self.key
     }

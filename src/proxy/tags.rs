@@ -101,7 +101,7 @@ impl Shared {
             Some((record.digest?, Known { confirmed: record.confirmed, failed, elsewhere }))
         });
         let now = self.now();
-        let offline = repository.is_offline();
+        let offline = self.is_offline(repository);
         let remembered = self.absent.get(&key).filter(|when| self.within(*when, policy.absent_for));
         let asked = Asked { repository, tag, policy, known };
         if let Some(digest) = self.frozen_revision(repository, tag).await? {
@@ -171,7 +171,7 @@ impl Shared {
                 Ok((manifest, Tagged::Fetched { fresh_for, stored: true }))
             }
             // The bytes are gone here and upstream no longer has the digest: then the tag itself decides.
-            Err(Error::Absent) if !asked.repository.is_offline() => self.ask(asked, None).await,
+            Err(Error::Absent) if !self.is_offline(asked.repository) => self.ask(asked, None).await,
             Err(error) => Err(error),
         }
     }
@@ -239,7 +239,7 @@ impl Shared {
     ) -> Result<(Manifest, Tagged), Error> {
         let attempt = self.attempt(asked.repository, error);
         let view = asked.known.map(|(_, known)| known);
-        match decide(self.now(), view, asked.policy, asked.repository.is_offline(), attempt) {
+        match decide(self.now(), view, asked.policy, self.is_offline(asked.repository), attempt) {
             Verdict::Stale { stale_for } => self.stale(asked, error.reason(), stale_for).await,
             Verdict::Refuse(refusal) => Err(refused(refusal, Some(error))),
             // After an attempt the policy knows only these two; anything else would ask again for ever.

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::as_of;
 use super::error::Error;
 use crate::clock::Timestamp;
+use crate::metadata::RepositoryKey;
 use crate::oci::{HostFamily, RegistryName, RepositoryName, looks_like_host};
 use crate::proxy::{Proxied, Source};
 
@@ -102,6 +103,16 @@ pub(super) struct Spot<'a> {
 impl Repository {
     pub fn upstream(&self) -> &RegistryName {
         &self.proxied.key().upstream
+    }
+
+    /// Upstream and name, as rows know it.
+    pub fn key(&self) -> &RepositoryKey {
+        self.proxied.key()
+    }
+
+    /// Was it asked for as it stood at a moment of the past?
+    pub fn is_of_the_past(&self) -> bool {
+        self.proxied.moment().is_some()
     }
 
     /// The name as upstream knows it.

@@ -17,7 +17,7 @@ use super::reply::{
 use super::unknown::Unknown;
 use crate::clock::Timestamp;
 use crate::content::Content;
-use crate::metadata::RepositoryKey;
+use crate::metadata::{RepositoryKey, WantedWhat};
 use crate::oci::{Digest, RangeSpec, Reference, RegistryName, RepositoryName, Tag};
 use crate::proxy::{
     self, Found, HotAnswer, Listed, Manifest, Proxy, Ready, Revision, Tagged, TagsWanted,
@@ -155,11 +155,14 @@ impl Registry {
                 Ok((manifest, tagged)) => {
                     Ok(Reply { value: manifest.into(), report: of_tag(repository, tagged) })
                 }
-                Err(error) => Err(refuse(repository, Error::ManifestAbsent, error)),
+                Err(error) => {
+                    self.note_missed(repository, &error, || WantedWhat::Tag(tag.clone()));
+                    Err(refuse(repository, Error::ManifestAbsent, error))
+                }
             },
             Reference::Digest(digest) => {
                 let answer = self.proxy.revision(repository.proxied(), digest).await;
-                of_revision(repository, answer)
+                self.of_revision(repository, digest, answer)
             }
         }
     }
@@ -171,7 +174,53 @@ impl Registry {
         tag: &Tag,
         digest: &Digest,
     ) -> Answer<ManifestReply> {
-        of_revision(repository, self.proxy.tagged_revision(repository.proxied(), tag, digest).await)
+        let answer = self.proxy.tagged_revision(repository.proxied(), tag, digest).await;
+        self.of_revision(repository, digest, answer)
+    }
+
+    fn of_revision(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        answer: Result<(Manifest, Revision), proxy::Error>,
+    ) -> Answer<ManifestReply> {
+        match answer {
+            Ok((manifest, how)) => {
+                let outcome = found_by_digest(how);
+                Ok(Reply {
+                    value: manifest.into(),
+                    report: Report::of(Some(repository.upstream()), outcome, None),
+                })
+            }
+            Err(error) => {
+                self.note_missed(repository, &error, || WantedWhat::Revision(*digest));
+                Err(refuse(repository, Error::ManifestAbsent, error))
+            }
+        }
+    }
+
+    /// Remembers what a client did not get for want of an upstream, so that it can be fetched while there is one.
+    fn note_missed(
+        &self,
+        repository: &Repository,
+        error: &proxy::Error,
+        what: impl FnOnce() -> WantedWhat,
+    ) {
+        let unreachable = match error {
+            proxy::Error::Offline => false,
+            proxy::Error::Unreachable { .. }
+            | proxy::Error::Limited { .. }
+            | proxy::Error::TimedOut => true,
+            _ => return,
+        };
+        // What was cannot be fetched any more.
+        if repository.proxied().moment().is_some() {
+            return;
+        }
+        let what = what();
+        if !matches!(&what, WantedWhat::Tag(tag) if is_speculative(tag)) {
+            self.content.metadata().miss(repository.proxied().key(), what, unreachable);
+        }
     }
 
     /// A blob; its bytes may still be on their way. `wanted` are the ranges that the client asks for, if not the whole.
@@ -192,7 +241,10 @@ impl Registry {
                     BlobReply { digest: *digest, size: blob.size, body: BlobBody::new(open) };
                 Ok(Reply { value, report })
             }
-            Err(error) => Err(refuse(repository, Error::BlobAbsent, error)),
+            Err(error) => {
+                self.note_missed(repository, &error, || WantedWhat::Blob(*digest));
+                Err(refuse(repository, Error::BlobAbsent, error))
+            }
         }
     }
 
@@ -203,7 +255,10 @@ impl Registry {
                 let report = Report::of(Some(repository.upstream()), of_blob(found), None);
                 Ok(Reply { value: BlobHead { digest: *digest, size }, report })
             }
-            Err(error) => Err(refuse(repository, Error::BlobAbsent, error)),
+            Err(error) => {
+                self.note_missed(repository, &error, || WantedWhat::Blob(*digest));
+                Err(refuse(repository, Error::BlobAbsent, error))
+            }
         }
     }
 
@@ -326,20 +381,14 @@ fn of_tag(repository: &Repository, tagged: Tagged) -> Report {
     }
 }
 
-fn of_revision(
-    repository: &Repository,
-    answer: Result<(Manifest, Revision), proxy::Error>,
-) -> Answer<ManifestReply> {
-    match answer {
-        Ok((manifest, how)) => {
-            let outcome = found_by_digest(how);
-            Ok(Reply {
-                value: manifest.into(),
-                report: Report::of(Some(repository.upstream()), outcome, None),
-            })
-        }
-        Err(error) => Err(refuse(repository, Error::ManifestAbsent, error)),
-    }
+/// Is it a tag that clients ask for without knowing that there is one: the referrers of a digest, or its signatures
+/// (`sha256-<hex>`, `sha256-<hex>.sig`)?
+fn is_speculative(tag: &Tag) -> bool {
+    let Some((algorithm, rest)) = tag.as_str().split_once('-') else {
+        return false;
+    };
+    let hex = rest.split('.').next().unwrap_or_default();
+    format!("{algorithm}:{hex}").parse::<Digest>().is_ok()
 }
 
 fn found_by_digest(how: Revision) -> Outcome {
@@ -414,6 +463,10 @@ fn catalog_key(text: &str) -> Result<RepositoryKey, Refusal> {
 
 #[cfg(test)]
 impl Registry {
+    pub(crate) fn rows(&self) -> &crate::metadata::Metadata {
+        self.content.metadata()
+    }
+
     /// A registry without upstreams over an empty store that goes with the test; for tests of the faces.
     pub(crate) fn serving_nothing() -> Self {
         use tokio_util::sync::CancellationToken;
@@ -441,5 +494,25 @@ impl Registry {
             content,
             &mut metrics,
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_that_name_a_digest_are_asked_for_without_knowing_of_them() {
+        let hex = "ab".repeat(32);
+        for (tag, speculative) in [
+            ("latest".to_owned(), false),
+            (format!("sha256-{hex}"), true),
+            (format!("sha256-{hex}.sig"), true),
+            (format!("sha512-{hex}.att"), false),
+            ("sha256-12".to_owned(), false),
+            (format!("v1-{hex}"), false),
+        ] {
+            assert_eq!(is_speculative(&tag.parse().unwrap()), speculative, "{tag}");
+        }
     }
 }

@@ -25,18 +25,24 @@ pub(in crate::registry) async fn holds(
 ) -> Result<Vec<Hold>, metadata::Error> {
     let rules = metadata.rules();
     Ok(match what {
-        Removal::Tag(tag) => rules_on_tag(&rules, now, key, tag),
+        Removal::Tag(tag) => {
+            let mut holds = rules_on_tag(&rules, now, key, tag);
+            holds.extend(sets_on_tag(metadata, key, tag, None).await?);
+            holds
+        }
         Removal::Link(tag, digest) => {
             let holders = metadata.holders(digest, HOLDERS_MAX).await?;
             let mut own = holders.revisions.iter();
             let own = own.find(|own| own.repository == *key && own.revision == *digest);
-            match own.filter(|_all_links_known| !holders.more) {
+            let mut holds = match own.filter(|_all_links_known| !holders.more) {
                 Some(own) => {
                     rules_on_link(own, tag, &rules, now).into_iter().map(of_rule).collect()
                 }
                 // Nobody knows whether it is the one that is wanted.
                 None => rules_on_tag(&rules, now, key, tag),
-            }
+            };
+            holds.extend(sets_on_tag(metadata, key, tag, Some(digest)).await?);
+            holds
         }
         Removal::Revision(digest) => {
             let holders = metadata.holders(digest, HOLDERS_MAX).await?;
@@ -203,6 +209,27 @@ impl Desk {
     }
 }
 
+/// Kept sets that want the tag where it is: they have the revision that it points at now, or the one that is to be taken out of it.
+async fn sets_on_tag(
+    metadata: &Metadata,
+    key: &RepositoryKey,
+    tag: &Tag,
+    digest: Option<&Digest>,
+) -> Result<Vec<Hold>, metadata::Error> {
+    let record = metadata.tag(key, tag).await?;
+    let Some(digest) = digest.copied().or(record.and_then(|record| record.digest)) else {
+        return Ok(Vec::new());
+    };
+    let holders = metadata.holders(&digest, HOLDERS_MAX).await?;
+    let own = holders
+        .revisions
+        .iter()
+        .filter(|holder| holder.repository == *key && holder.revision == digest);
+    let sets = own.flat_map(|holder| &holder.sets);
+    let hold = |set| Hold { by: "set".to_owned(), what: format!("set {set}, which is pinned") };
+    Ok(sets.map(hold).collect())
+}
+
 /// Pins and freezes that mean this tag.
 fn rules_on_tag(rules: &Rules, now: Timestamp, key: &RepositoryKey, tag: &Tag) -> Vec<Hold> {
     let all = [RuleKind::Pin, RuleKind::Freeze].into_iter();
@@ -230,7 +257,8 @@ fn rules_on_revision(
         .iter()
         .filter(|holder| holder.repository == *key && holder.revision == *digest);
     let only = Holders { revisions: here.cloned().collect(), ..Holders::default() };
-    match verdict(&only, rules, &crate::content::KeepPolicy::default(), now) {
+    let rules = rules.without_switches();
+    match verdict(&only, &rules, &crate::content::KeepPolicy::default(), now) {
         KeepVerdict::Kept(kept) => vec![of_policy(&kept)],
         KeepVerdict::Free | KeepVerdict::Last => Vec::new(),
     }

@@ -36,6 +36,18 @@ pub enum Reason {
     /// Upstream may not be asked.
     Offline,
     TooManyRules,
+    /// Some of what an image needs is not here.
+    Incomplete,
+    /// A bundle or a folder is damaged, or is none.
+    Bundle,
+    /// A text of several lines has a mistake; the message names the line.
+    List,
+    /// There is no set of that name, or there is one already.
+    Set,
+    /// The disk has no room for it.
+    Room,
+    /// Work of this kind runs already.
+    Busy,
     /// The rows cannot be read or written.
     Store,
 }
@@ -55,13 +67,19 @@ impl Reason {
             Self::Held => "held",
             Self::Offline => "offline",
             Self::TooManyRules => "too_many_rules",
+            Self::Incomplete => "incomplete",
+            Self::Bundle => "bundle",
+            Self::List => "list",
+            Self::Set => "set",
+            Self::Room => "room",
+            Self::Busy => "busy",
             Self::Store => "store",
         }
     }
 }
 
 impl Error {
-    pub(super) fn new(reason: Reason, message: impl Into<String>) -> Self {
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, message: message.into(), holds: Vec::new() }
     }
 }

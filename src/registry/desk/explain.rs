@@ -204,7 +204,9 @@ fn refused(image: &Image, error: &proxy::Error) -> Error {
     match error {
         proxy::Error::Offline => {
             let upstream = &image.key.upstream;
-            let message = format!("{upstream} is offline by the configuration, so it is not asked");
+            let message = format!(
+                "{upstream} is offline, by the configuration or because it was switched off (`roadstead offline --show`), so it is not asked"
+            );
             Error::new(Reason::Offline, message)
         }
         _ => image::unreadable(),

@@ -11,6 +11,7 @@ use crate::metadata::{RepositoryKey, Within};
 use crate::oci::{
     Digest, RegistryName, RepositoryName, SCOPE_BYTES_MAX, Scope, Tag, looks_like_host,
 };
+use crate::proxy::Proxied;
 use crate::registry::as_of;
 use crate::registry::locate::{Addressing, Repository, Upstreams};
 use crate::registry::{self};
@@ -26,7 +27,7 @@ const WANTED: &str = "want [REGISTRY/]REPOSITORY[:TAG][@DIGEST], such as nginx:1
 
 /// An image that somebody named.
 #[derive(Clone, Debug)]
-pub(super) struct Image {
+pub struct Image {
     pub(super) key: RepositoryKey,
     /// `None`: its registry is not configured.
     pub(super) repository: Option<Repository>,
@@ -43,6 +44,32 @@ struct Parts<'a> {
 }
 
 impl Image {
+    pub fn key(&self) -> &RepositoryKey {
+        &self.key
+    }
+
+    /// As the proxy is asked for it; `None`: its registry is not configured.
+    pub fn proxied(&self) -> Option<&Proxied> {
+        self.repository.as_ref().map(Repository::proxied)
+    }
+
+    pub fn tag(&self) -> Option<&Tag> {
+        self.tag.as_ref()
+    }
+
+    pub fn digest(&self) -> Option<&Digest> {
+        self.digest.as_ref()
+    }
+
+    /// Is the text written like the name of an image? What it means, and whether its registry is configured, is not looked at.
+    pub fn check(text: &str) -> Result<(), Error> {
+        let Parts { name, .. } = split(text)?;
+        if name.chars().all(|found| found.is_ascii_graphic()) {
+            return Ok(());
+        }
+        Err(Error::new(Reason::Image, format!("{:?} is no image; {WANTED}", shown(text))))
+    }
+
     /// Reads a name.
     pub(super) fn read(text: &str, upstreams: &Upstreams) -> Result<Self, Error> {
         let Parts { name, tag, digest } = split(text)?;
@@ -51,7 +78,7 @@ impl Image {
     }
 
     /// The tag that is meant: the one that was said, or `latest` if neither tag nor digest was.
-    pub(super) fn tag_meant(&self) -> Option<Tag> {
+    pub fn tag_meant(&self) -> Option<Tag> {
         match (&self.tag, &self.digest) {
             (Some(tag), _) => Some(tag.clone()),
             (None, Some(_)) => None,

@@ -101,6 +101,7 @@ fn who_needs_it_is_named_with_its_tags() {
         revision: digest(revision),
         unlinked,
         over_subject: false,
+        sets: Vec::new(),
         links: vec![link("v1", None), link("old", past)],
     };
     let revisions = vec![holder("self", None), holder("index", None), holder("going", past)];

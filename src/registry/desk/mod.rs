@@ -11,13 +11,14 @@ mod image;
 mod inspect;
 mod lists;
 mod model;
+mod offline;
 mod rules;
 mod service;
 mod settings;
 
 pub(super) use deletion::{delete, holds};
 pub use error::{Error, Reason};
-pub use image::IMAGE_BYTES_MAX;
+pub use image::{IMAGE_BYTES_MAX, Image};
 pub use model::{
     Deletion, EndpointInfo, Explanation, HistoryEntry, Hold, Inspection, Listed, Locked, Part,
     PlatformInfo, Refreshed, RuleInfo, TagInfo, UpstreamUsage, UsageInfo,

@@ -80,7 +80,7 @@ pub struct Part {
 /// Something that keeps content here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
-    /// `pin`, `freeze`, `last_revisions`, `tag`, `revision`, `offline`, `young` or `in_use`.
+    /// `pin`, `freeze`, `last_revisions`, `set`, `tag`, `revision`, `offline`, `young` or `in_use`.
     pub by: String,
     /// The image or the rule that holds it, in words.
     pub what: String,

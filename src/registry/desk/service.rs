@@ -12,6 +12,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::content::Content;
 use crate::metadata::{Metadata, RepositoryKey, Rules, TagRecord, TimelineEntry, Within};
 use crate::oci::{Digest, Tag};
+use crate::proxy::Proxy;
 use crate::registry::Registry;
 use crate::registry::locate::Upstreams;
 
@@ -112,7 +113,12 @@ impl Desk {
         self.0.registry.upstreams()
     }
 
-    pub(super) fn content(&self) -> &Content {
+    /// Who fetches for clients, and fetches for operators by the same rules.
+    pub fn proxy(&self) -> &Proxy {
+        self.0.registry.proxy()
+    }
+
+    pub fn content(&self) -> &Content {
         self.0.registry.content()
     }
 
@@ -129,7 +135,10 @@ impl Desk {
     }
 
     /// The image that a text names.
-    pub(super) fn image(&self, text: &str) -> Result<Image, Error> {
+    ///
+    /// # Errors
+    /// It is no name, or its registry is neither configured nor one that a name can be read of.
+    pub fn image(&self, text: &str) -> Result<Image, Error> {
         Image::read(text, &self.upstreams())
     }
 
@@ -150,7 +159,7 @@ impl Desk {
     }
 
     /// The revision that an image means: what its tag serves, or the digest that it names, which must be known under that name.
-    pub(super) async fn revision_of(&self, image: &Image) -> Result<Digest, Error> {
+    pub async fn revision_of(&self, image: &Image) -> Result<Digest, Error> {
         let metadata = self.metadata();
         if let (Some(tag), Some(digest)) = (&image.tag, &image.digest) {
             if metadata.tag(&image.key, tag).await?.is_none() {
