@@ -2,6 +2,7 @@
 
 mod check;
 mod config;
+pub mod images;
 mod metrics;
 mod process;
 mod rooms;
@@ -13,11 +14,11 @@ mod wellknown;
 
 pub use config::{
     Config, ConfigErrors, LogFormat, LogSettings, Mistake, Overrides, Parent, Place, Secret,
-    Sources, UpstreamConfig,
+    Sources, UpstreamConfig, size,
 };
 pub use process::raise_file_limit;
 pub use run::{App, Running, StartError, Stopped};
-pub use store::{AccessError, StoppedStore, StoreAccess};
+pub use store::{AccessError, Opening, StoppedStore, StoreAccess};
 pub use telemetry::{Log, Telemetry, TelemetryError};
 
 pub use crate::registry::desk::{

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::config::{Config, Parent, UpstreamConfig};
 use crate::oci::{HostFamily, RegistryName};
 use crate::proxy::UpstreamPolicy;
-use crate::{content, registry, server, upkeep, upstream};
+use crate::{carry, content, registry, server, upkeep, upstream};
 
 pub(super) fn server(config: &Config) -> server::Settings {
     let own = config.upstreams.iter();
@@ -58,6 +58,11 @@ pub(super) fn keep(config: &Config) -> content::KeepPolicy {
         offline: config.offline,
         upstreams: config.upstreams.iter().map(upstream).collect(),
     }
+}
+
+/// Which images are followed.
+pub(super) fn carry(config: &Config) -> carry::Settings {
+    carry::Settings { schedules: config.schedules.clone() }
 }
 
 /// What the desk is told; a command on a stopped store says so itself.

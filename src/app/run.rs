@@ -21,6 +21,7 @@ use super::rooms;
 use super::telemetry::Log;
 use super::upstreams::UpstreamSet;
 use crate::blobs::{Disk, RealDisk};
+use crate::carry::{self, Carry};
 use crate::clock::{Clock, SystemClock};
 use crate::content::{self, Content};
 use crate::oci::RegistryName;
@@ -46,6 +47,7 @@ pub struct Running {
     extra: Vec<(SocketAddr, RegistryName)>,
     admin: Option<SocketAddr>,
     desk: Desk,
+    carry: Carry,
     registry: Arc<Registry>,
     content: Content,
     upkeep: Upkeep,
@@ -112,15 +114,8 @@ impl App {
         let app_metrics = AppMetrics::new(&mut metrics, &log, clock.now());
         let server_metrics = server::Metrics::new(&mut metrics);
         let proxy_metrics = proxy::Metrics::new(&mut metrics, Arc::clone(&clock));
-        let mut set = UpstreamSet::new(upstream::Shared {
-            clock: Arc::clone(&clock),
-            tasks: tasks.clone(),
-            instance_id: instance_id.clone(),
-            metrics: upstream::Metrics::new(&mut metrics),
-            proxies: config.system_proxy.clone(),
-            search_path: config.search_path.clone(),
-            shutdown: abort.clone(),
-        });
+        let process = (&clock, &tasks, &abort, instance_id.as_str());
+        let mut set = UpstreamSet::new(upstream_parts(&config, process, &mut metrics));
         let upstreams = set.build(&config)?;
         // The ports come first: a second start on the same ports then leaves the first one's directory alone.
         let listeners = Server::bind(&rooms::server(&config)).await.map_err(StartError::Listen)?;
@@ -139,11 +134,15 @@ impl App {
             Registry::new(upstreams, config.catalog, proxy, content.clone(), &mut metrics);
         let registry = Arc::new(registry);
         let desk = Desk::new(Arc::clone(&registry), Arc::clone(&clock), rooms::desk(&config));
-        let admin = Admin::new(upkeep.clone(), desk.clone());
+        let carry = Carry::new(carry_parts(&config, &desk, &clock, (&tasks, &drain), &mut metrics));
+        // Before anybody is answered, so that what is recorded has no gap at a restart.
+        carry.resume().await;
+        let admin = Admin::new(upkeep.clone(), desk.clone(), carry.clone());
         let admin_address =
             start_admin(&config, (admin, admin_listener), &content, (&tasks, &drain)).await?;
         let state = State {
             registry: Arc::clone(&registry),
+            recorder: carry.recorder().clone(),
             metrics_page: MetricsPage::new(move || page(&metrics)),
             metrics: server_metrics,
             access_log: log.access(),
@@ -155,12 +154,14 @@ impl App {
         let serving =
             tasks.spawn(listeners.serve(state, drain.clone(), tasks.clone(), config.drain));
         upkeep.start();
+        carry.start();
         Ok(Running {
             data,
             observe,
             extra,
             admin: admin_address,
             desk,
+            carry,
             registry,
             content,
             upkeep,
@@ -172,6 +173,40 @@ impl App {
             abort,
             serving,
         })
+    }
+}
+
+/// What all upstreams have in common.
+fn upstream_parts(
+    config: &Config,
+    (clock, tasks, abort, id): (&Arc<dyn Clock>, &TaskTracker, &CancellationToken, &str),
+    metrics: &mut MetricRegistry,
+) -> upstream::Shared {
+    upstream::Shared {
+        clock: Arc::clone(clock),
+        tasks: tasks.clone(),
+        instance_id: id.to_owned(),
+        metrics: upstream::Metrics::new(metrics),
+        proxies: config.system_proxy.clone(),
+        search_path: config.search_path.clone(),
+        shutdown: abort.clone(),
+    }
+}
+
+fn carry_parts(
+    config: &Config,
+    desk: &Desk,
+    clock: &Arc<dyn Clock>,
+    (tasks, drain): (&TaskTracker, &CancellationToken),
+    metrics: &mut MetricRegistry,
+) -> carry::Parts {
+    carry::Parts {
+        desk: desk.clone(),
+        clock: Arc::clone(clock),
+        tasks: tasks.clone(),
+        shutdown: drain.clone(),
+        settings: rooms::carry(config),
+        metrics: carry::Metrics::new(metrics),
     }
 }
 
@@ -290,6 +325,7 @@ impl Running {
             Ok(upstreams) => {
                 self.upkeep.configure(rooms::upkeep(&config));
                 self.desk.configure(rooms::desk(&config));
+                self.carry.configure(rooms::carry(&config));
                 self.registry.replace(upstreams, config.catalog);
                 self.metrics.reloaded(self.clock.now(), true);
                 Ok(())
@@ -310,6 +346,12 @@ impl Running {
     #[doc(hidden)]
     pub fn wake_upkeep(&self) {
         self.upkeep.wake();
+    }
+
+    /// Makes the lists of the configuration due now, for tests that hold time.
+    #[doc(hidden)]
+    pub fn wake_lists(&self) {
+        self.carry.wake();
     }
 
     /// Stops accepting, lets running answers finish until the drain deadline of the configuration, ends the background, closes the

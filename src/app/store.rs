@@ -4,6 +4,7 @@
 //! talk to, and without one the same handlers run here, under the lock.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use super::rooms;
 use super::run::StartError;
 use super::upstreams::UpstreamSet;
 use crate::blobs;
+use crate::carry::{self, Carry};
 use crate::clock::{Clock, SystemClock};
 use crate::content::{self, Content, OpenError};
 use crate::metadata;
@@ -39,6 +41,17 @@ pub enum StoreAccess {
     Running { socket: PathBuf, pid: Option<u32> },
     /// Nobody does; it is open here now.
     Stopped(StoppedStore),
+}
+
+/// How a store that nobody works on is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// There must be one, and it must be sound.
+    AsItIs,
+    /// There must be one; a metadata file that is damaged is moved aside and a new one begun.
+    Repair,
+    /// Where nothing is, one is made: what is taken in may be the first that is there.
+    Make,
 }
 
 /// A store that is open in this process, with the admin API and nothing else over it.
@@ -68,14 +81,16 @@ pub enum AccessError {
 impl StoreAccess {
     /// Finds out whether a process works on the store, and opens it if none does.
     ///
-    /// With `repair`, a metadata file that is damaged is moved aside and a new one begun; without, it is an error.
-    pub async fn open(config: &Config, repair: bool) -> Result<Self, AccessError> {
+    /// # Errors
+    /// There is no store and none is to be made, or it cannot be opened.
+    pub async fn open(config: &Config, opening: Opening) -> Result<Self, AccessError> {
         let tasks = TaskTracker::new();
         let (data, tracker) = (config.data.clone(), tasks.clone());
-        let settings = content::Settings { begin_anew: repair, ..rooms::content(config) };
+        let settings =
+            content::Settings { begin_anew: opening == Opening::Repair, ..rooms::content(config) };
         let mut registry = Registry::default();
         let open = move || {
-            check(&data)?;
+            check(&data, opening)?;
             let clock = Arc::new(SystemClock);
             let content = Content::open(settings, clock, tracker, &mut registry)?;
             Ok((content, registry))
@@ -102,7 +117,15 @@ impl StoreAccess {
         let upkeep = Upkeep::new(parts, &mut registry);
         match desk(config, &content, (&tasks, &stop), &mut registry) {
             Ok(desk) => {
-                let admin = Admin::new(upkeep, desk);
+                let carry = Carry::new(carry::Parts {
+                    desk: desk.clone(),
+                    clock: Arc::new(SystemClock),
+                    tasks: tasks.clone(),
+                    shutdown: stop.clone(),
+                    settings: carry::Settings::default(),
+                    metrics: carry::Metrics::new(&mut registry),
+                });
+                let admin = Admin::new(upkeep, desk, carry);
                 Ok(Self::Stopped(StoppedStore { content, admin, tasks, stop }))
             }
             Err(error) => {
@@ -144,13 +167,21 @@ fn desk(
     Ok(Desk::new(Arc::new(service), clock, settings))
 }
 
-/// Is there something that may be a store? Opening makes what is missing, and nothing may be made here.
-fn check(directory: &std::path::Path) -> Result<(), AccessError> {
+/// Is there something that may be a store, or may one be made here? Opening makes what is missing.
+fn check(directory: &std::path::Path, opening: Opening) -> Result<(), AccessError> {
     let no_store = |reason: &dyn fmt::Display| AccessError::NoStore {
         directory: directory.to_owned(),
         reason: reason.to_string(),
     };
-    let mut names = std::fs::read_dir(directory).map_err(|error| no_store(&error))?;
+    let mut names = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound && opening == Opening::Make => {
+            return Ok(());
+        }
+        names => names.map_err(|error| no_store(&error))?.peekable(),
+    };
+    if opening == Opening::Make && names.peek().is_none() {
+        return Ok(());
+    }
     let is_own = |name: &std::ffi::OsStr| STORE_NAMES.iter().any(|own| name == *own);
     if names.any(|entry| entry.is_ok_and(|entry| is_own(&entry.file_name()))) {
         Ok(())
@@ -220,11 +251,41 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn a_store_is_made_only_where_nothing_is_and_somebody_wants_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| Config { data: dir.path().join(name), ..Config::default() };
+        std::fs::create_dir(dir.path().join("empty")).unwrap();
+        std::fs::create_dir(dir.path().join("other")).unwrap();
+        std::fs::write(dir.path().join("other/photo.jpg"), "").unwrap();
+        for (name, opening, opens) in [
+            ("none", Opening::AsItIs, false),
+            ("none", Opening::Repair, false),
+            ("empty", Opening::AsItIs, false),
+            ("other", Opening::Make, false),
+            ("none", Opening::Make, true),
+            ("none", Opening::AsItIs, true),
+            ("empty", Opening::Make, true),
+        ] {
+            match StoreAccess::open(&at(name), opening).await {
+                Ok(StoreAccess::Stopped(store)) => {
+                    assert!(opens, "{name} {opening:?}");
+                    store.close().await;
+                }
+                Err(AccessError::NoStore { .. }) => assert!(!opens, "{name} {opening:?}"),
+                other => panic!("{name} {opening:?}: {other:?}"),
+            }
+        }
+        assert_eq!(std::fs::read_dir(dir.path().join("other")).unwrap().count(), 1);
+    }
+
+    #[tokio::test]
     async fn a_store_at_rest_has_the_same_answers_and_asks_nobody() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("LOCK"), "").unwrap();
         let config = Config { data: dir.path().to_owned(), ..Config::default() };
-        let StoreAccess::Stopped(store) = StoreAccess::open(&config, false).await.unwrap() else {
+        let StoreAccess::Stopped(store) =
+            StoreAccess::open(&config, Opening::AsItIs).await.unwrap()
+        else {
             panic!("nobody else has it");
         };
         for (line, status, word) in [

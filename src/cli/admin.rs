@@ -3,15 +3,19 @@
 //! The other end is the socket of a running server, a TCP listener, or the same handlers in this process. None is trusted with memory or
 //! time: answers, lines and errors have a limit, and so has the wait for a connection and for the head of an answer.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
+use std::marker::PhantomData;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, HOST, HeaderValue};
 use http::{Method, Request, Response};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body::Body;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -23,14 +27,15 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
+use super::upload::{Sent, Upload};
 use crate::app::{Event, Hold, Secret, StoppedStore};
 
 /// Where the API lives.
 const ROOT: &str = "/api/v1";
 /// A line of a job's story is a few hundred bytes.
 const LINE_BYTES_MAX: usize = 64 * 1024;
-/// An answer that is no story: the longest is an inspection of some thousand objects.
-const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// An answer that is no story: the longest is the plan of a bundle of two hundred thousand objects.
+const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// An error's body.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
 /// A listener that does not take a connection within this time is not there.
@@ -59,20 +64,22 @@ pub(super) struct Client<'a> {
     tasks: TaskTracker,
 }
 
-/// A request without a body.
+/// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Ask {
     method: Method,
     /// Path and query, encoded.
     target: String,
+    body: Bytes,
 }
 
 /// The story of a job, line by line.
 #[derive(Debug)]
-pub(super) struct Lines {
+pub(super) struct Lines<E = Event> {
     body: Incoming,
     buffer: Vec<u8>,
     ended: bool,
+    says: PhantomData<E>,
 }
 
 /// Why there is no answer.
@@ -91,7 +98,7 @@ pub(super) enum Trouble {
     },
     Connection(hyper::Error),
     /// The head of the answer did not come in time.
-    Silent,
+    Silent(Duration),
     /// The answer is none that this program understands.
     Strange,
 }
@@ -124,7 +131,7 @@ impl Ask {
     }
 
     fn new(method: Method, path: &str) -> Self {
-        Self { method, target: format!("{ROOT}{path}") }
+        Self { method, target: format!("{ROOT}{path}"), body: Bytes::new() }
     }
 
     /// The same with a parameter more.
@@ -134,6 +141,11 @@ impl Ask {
         self.target.push('=');
         self.target.extend(utf8_percent_encode(value, PARAMETER));
         self
+    }
+
+    /// The same with a body.
+    pub(super) fn with_body(self, body: impl Into<Bytes>) -> Self {
+        Self { body: body.into(), ..self }
     }
 
     /// The same with a parameter more if there is a value.
@@ -180,33 +192,68 @@ impl<'a> Client<'a> {
     }
 
     /// Begins a job.
-    pub(super) async fn begin(&self, ask: Ask) -> Result<Lines, Trouble> {
+    pub(super) async fn begin<E>(&self, ask: Ask) -> Result<Lines<E>, Trouble> {
         let body = self.send(ask).await?.into_body();
-        Ok(Lines { body, buffer: Vec::new(), ended: false })
+        Ok(Lines { body, buffer: Vec::new(), ended: false, says: PhantomData })
+    }
+
+    /// Begins a download, whose length must be known.
+    pub(super) async fn open(&self, ask: Ask) -> Result<Download, Trouble> {
+        let body = self.send(ask).await?.into_body();
+        let length = body.size_hint().exact().ok_or(Trouble::Strange)?;
+        Ok(Download { length, body })
+    }
+
+    /// Begins a job whose request has a long body. The answer comes when the other side has all of it, or refuses it.
+    pub(super) async fn upload<E>(&self, ask: Ask, upload: Upload) -> Result<Lines<E>, Trouble> {
+        let sent = upload.sent();
+        let body = self.send_body(ask, upload, Some(sent)).await?.into_body();
+        Ok(Lines { body, buffer: Vec::new(), ended: false, says: PhantomData })
     }
 
     async fn send(&self, ask: Ask) -> Result<Response<Incoming>, Trouble> {
+        let body = Full::new(ask.body.clone());
+        self.send_body(ask, body, None).await
+    }
+
+    /// `sent`: what the body tells of itself, if it may take long.
+    async fn send_body<B>(
+        &self,
+        ask: Ask,
+        body: B,
+        sent: Option<Arc<Sent>>,
+    ) -> Result<Response<Incoming>, Trouble>
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
         match &self.reach {
             Reach::Socket { path, by } => {
                 let place =
                     || format!("the store is in use by {by}, whose socket {}", path.display());
                 let stream = connect(UnixStream::connect(path), place).await?;
-                self.exchange(stream, ask).await
+                self.exchange(stream, ask, body, sent).await
             }
-            Reach::Stopped(store) => self.exchange(store.connect(), ask).await,
+            Reach::Stopped(store) => self.exchange(store.connect(), ask, body, sent).await,
             Reach::Tcp { authority, .. } => {
                 let place = || format!("http://{authority}");
                 let stream = connect(TcpStream::connect(authority.as_str()), place).await?;
-                self.exchange(stream, ask).await
+                self.exchange(stream, ask, body, sent).await
             }
         }
     }
 
-    async fn exchange(
+    async fn exchange<B>(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         ask: Ask,
-    ) -> Result<Response<Incoming>, Trouble> {
+        body: B,
+        sent: Option<Arc<Sent>>,
+    ) -> Result<Response<Incoming>, Trouble>
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         self.tasks.spawn(async move {
             if let Err(error) = connection.await {
@@ -223,10 +270,18 @@ impl<'a> Client<'a> {
             }
             Reach::Socket { .. } | Reach::Stopped(_) => request = request.header(HOST, "roadstead"),
         }
-        let request = request.body(Empty::<Bytes>::new());
+        let request = request.body(body);
         let request = request.expect("what is typed was encoded, and the rest is constants");
-        let response = timeout(HEAD_TIME, sender.send_request(request)).await;
-        let response = response.map_err(|_elapsed| Trouble::Silent)??;
+        let answer = sender.send_request(request);
+        let response = match sent {
+            None => timeout(HEAD_TIME, answer)
+                .await
+                .map_err(|_elapsed| Trouble::Silent(HEAD_TIME))??,
+            Some(sent) => tokio::select! {
+                response = answer => response?,
+                silent = sent.until_silent() => return Err(Trouble::Silent(silent)),
+            },
+        };
         if response.status().is_success() { Ok(response) } else { Err(refusal(response).await) }
     }
 }
@@ -254,9 +309,28 @@ async fn refusal(response: Response<Incoming>) -> Trouble {
     }
 }
 
-impl Lines {
+/// An answer of known length that is no text.
+#[derive(Debug)]
+pub(super) struct Download {
+    pub(super) length: u64,
+    body: Incoming,
+}
+
+impl Download {
+    /// The next bytes; `None` after the last.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Trouble> {
+        while let Some(frame) = self.body.frame().await {
+            if let Ok(data) = frame?.into_data() {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl<E: DeserializeOwned> Lines<E> {
     /// The next line as it came, and what it says; `None` after the last.
-    pub(super) async fn next(&mut self) -> Result<Option<(String, Event)>, Trouble> {
+    pub(super) async fn next(&mut self) -> Result<Option<(String, E)>, Trouble> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let rest = self.buffer.split_off(end + 1);
@@ -309,12 +383,9 @@ impl fmt::Display for Trouble {
                 write!(f, "{place} cannot be reached: {error}")
             }
             Self::Connection(error) => write!(f, "the connection to the store broke: {error}"),
-            Self::Silent => {
-                write!(
-                    f,
-                    "no answer within {} s; whether it was done is not known",
-                    HEAD_TIME.as_secs()
-                )
+            Self::Silent(waited) => {
+                let seconds = waited.as_secs();
+                write!(f, "no answer within {seconds} s; whether it was done is not known")
             }
             Self::Strange => f.write_str("the answer is of another version of roadstead"),
         }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::images::arguments as images;
+
 use crate::app::{Overrides, Sources};
 use crate::clock::{self, Timestamp};
 use crate::oci::{InvalidName, RegistryName};
@@ -53,6 +55,25 @@ pub(super) enum Command {
     Gc(Collect),
     /// Tell how much is stored, by the registry that it came from.
     Du(Store),
+    /// Tell whether images can be replayed with the cable cut, for which platforms, and what is missing.
+    CheckOffline(images::Check),
+    /// Fetch images before anybody asks for them.
+    #[command(visible_alias = "prefetch")]
+    Warm(images::Warm),
+    /// List what clients asked for and did not get because no registry was asked or reached; `warm --file` takes it.
+    Wanted(images::Wanted),
+    /// Ask no registry any more, or not this one; works on a running server and lasts until `online`.
+    Offline(images::Switch),
+    /// Take `offline` back.
+    Online(images::Switch),
+    /// Collect everything that clients pull between a start and a stop in a set.
+    Record(images::Record),
+    /// Named sets of images: list them, keep them, forget them.
+    Set(images::Sets),
+    /// Write images into a bundle that roadstead, skopeo and docker load read.
+    Export(images::Export),
+    /// Take in a bundle, an OCI layout, what docker save wrote, or the storage of another registry.
+    Import(images::Import),
     /// Read everything that is stored and tell what is damaged or missing. Works beside a running server and without one.
     Verify(Verify),
     /// Take in stored files that the metadata does not know, after it was lost. Works beside a running server and without one.
@@ -190,7 +211,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn moment(text: &str) -> Result<Timestamp, String> {
+pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
     text.parse().map_err(|error: clock::InvalidTimestamp| error.to_string())
 }
 

@@ -8,7 +8,7 @@ use clap::Parser;
 use super::arguments::{Cli, Command, Verify};
 use super::job::Job;
 use super::request::RuleKind;
-use super::{banner, job, list, lock, request, serve};
+use super::{banner, images, job, list, lock, request, serve};
 use crate::app::{Config, Mistake, Sources};
 
 /// It could not be done.
@@ -45,6 +45,15 @@ pub fn run() -> ExitCode {
         Command::Du(store) => request::usage(&store),
         Command::Purge(purge) => job::purge(&purge),
         Command::Gc(gc) => job::run(&gc.store, &Job::Gc { dry_run: gc.dry_run }),
+        Command::CheckOffline(check) => images::check(&check),
+        Command::Warm(warm) => images::warm(&warm),
+        Command::Wanted(wanted) => images::wanted(&wanted),
+        Command::Offline(switch) => images::switch(&switch, true),
+        Command::Online(switch) => images::switch(&switch, false),
+        Command::Record(record) => images::record(&record),
+        Command::Set(sets) => images::sets(&sets),
+        Command::Export(export) => images::export(&export),
+        Command::Import(import) => images::import(&import),
         Command::Verify(Verify { repair: true, store }) => job::run(&store, &Job::Repair),
         Command::Verify(Verify { repair: false, store }) => job::run(&store, &Job::Verify),
         Command::Reindex(store) => job::run(&store, &Job::Reindex),

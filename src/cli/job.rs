@@ -8,7 +8,7 @@ use super::arguments::{Purge, Store};
 use super::command::{FAILED, WRONG_USAGE, complain, say};
 use super::reach::{Done, with_client};
 use super::story::Story;
-use crate::app::Event;
+use crate::app::{Event, Opening};
 use crate::oci::looks_like_host;
 
 /// What is to be done.
@@ -40,9 +40,12 @@ impl Job {
         }
     }
 
-    /// Does it set right what is wrong, so that damaged metadata is no obstacle?
-    fn repairs(&self) -> bool {
-        matches!(self, Self::Repair | Self::Reindex)
+    /// What sets right what is wrong is not stopped by damaged metadata.
+    fn opening(&self) -> Opening {
+        match self {
+            Self::Repair | Self::Reindex => Opening::Repair,
+            Self::Verify | Self::Gc { .. } | Self::Purge { .. } => Opening::AsItIs,
+        }
     }
 }
 
@@ -66,7 +69,7 @@ pub(super) fn purge(arguments: &Purge) -> ExitCode {
 
 /// Runs a job over the store that the arguments name.
 pub(super) fn run(arguments: &Store, job: &Job) -> ExitCode {
-    with_client(arguments, job.repairs(), async |client| tell(client, arguments.json, job).await)
+    with_client(arguments, job.opening(), async |client| tell(client, arguments.json, job).await)
 }
 
 /// Begins the job and tells its story to the end.

@@ -11,21 +11,21 @@ use super::arguments::{List, OneImage};
 use super::command::{complain, print};
 use super::reach::{Done, with_client};
 use super::table::Table;
-use crate::app::Listed;
+use crate::app::{Listed, Opening};
 use crate::clock::{Clock, SystemClock};
 
 /// Entries of a page.
 const PAGE: &str = "500";
 
 /// How a list is asked for and shown.
-struct Shown<T> {
-    ask: Ask,
+pub(super) struct Shown<T> {
+    pub(super) ask: Ask,
     /// The parameter that takes the mark of the next page.
-    next: &'static str,
-    table: Table,
-    row: fn(&T) -> Vec<String>,
+    pub(super) next: &'static str,
+    pub(super) table: Table,
+    pub(super) row: fn(&T) -> Vec<String>,
     /// What is said if there is nothing.
-    nothing: String,
+    pub(super) nothing: String,
 }
 
 pub(super) fn tags(arguments: &List) -> ExitCode {
@@ -40,7 +40,7 @@ pub(super) fn tags(arguments: &List) -> ExitCode {
             None => "no tag is known yet; pull something".to_owned(),
         },
     };
-    with_client(&arguments.store, false, async |client| {
+    with_client(&arguments.store, Opening::AsItIs, async |client| {
         list(client, shown, arguments.store.json).await
     })
 }
@@ -53,13 +53,17 @@ pub(super) fn history(arguments: &OneImage) -> ExitCode {
         row: |entry| answer::history_row(entry, SystemClock.now()),
         nothing: format!("nothing is known of {}", arguments.image),
     };
-    with_client(&arguments.store, false, async |client| {
+    with_client(&arguments.store, Opening::AsItIs, async |client| {
         list(client, shown, arguments.store.json).await
     })
 }
 
 /// Follows the pages to the end.
-async fn list<T: DeserializeOwned>(client: &Client<'_>, mut shown: Shown<T>, json: bool) -> Done {
+pub(super) async fn list<T: DeserializeOwned>(
+    client: &Client<'_>,
+    mut shown: Shown<T>,
+    json: bool,
+) -> Done {
     let first = shown.ask.with("limit", PAGE);
     let mut after: Option<String> = None;
     let mut empty = true;

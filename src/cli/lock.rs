@@ -2,9 +2,9 @@
 //!
 //! A file is written whole or not at all, and only where nothing or a lockfile was.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Deserialize;
@@ -13,8 +13,9 @@ use super::admin::{Ask, Client, Trouble};
 use super::arguments;
 use super::command::{FAILED, WRONG_USAGE, complain, print};
 use super::reach::{Failure, with_client};
+use super::staged::write;
 use super::words::count;
-use crate::app::Locked;
+use crate::app::{Locked, Opening};
 use crate::oci::{LOCKFILE_BYTES_MAX, LockedImage, Lockfile};
 
 /// Images of one request: the API takes no more than twice as many.
@@ -46,7 +47,7 @@ pub(super) fn lock(arguments: &arguments::Lock) -> ExitCode {
             }
         }
     }
-    with_client(&arguments.store, false, async |client| {
+    with_client(&arguments.store, Opening::AsItIs, async |client| {
         let locked = ask(client, &images).await?;
         let (lockfile, lines) = gathered(&locked)?;
         match &arguments.output {
@@ -90,7 +91,7 @@ async fn ask(client: &Client<'_>, images: &[String]) -> Result<Vec<Locked>, Trou
 }
 
 /// How many images go into one request: at least one.
-fn fitting(images: &[String]) -> usize {
+pub(super) fn fitting(images: &[String]) -> usize {
     let mut bytes = 0;
     let fits = images.iter().take(IMAGES_PER_REQUEST).take_while(|image| {
         bytes += image.len();
@@ -139,58 +140,6 @@ fn read(path: &Path) -> Result<Option<Lockfile>, String> {
     read.map_err(|error| wrong(error.to_string()))?;
     let lockfile = String::from_utf8_lossy(&text).parse::<Lockfile>();
     lockfile.map(Some).map_err(|error| wrong(format!("{error}; the file was left alone")))
-}
-
-/// Puts `text` in the place of the file, so that a reader finds the old one or the new one.
-fn write(path: &Path, text: &str) -> io::Result<()> {
-    match fs::metadata(path) {
-        // A pipe or a terminal has no other name to be prepared under.
-        Ok(metadata) if !metadata.is_file() => {
-            return OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes());
-        }
-        Ok(_) | Err(_) => {}
-    }
-    // The file that a link names is replaced, not the link.
-    let path = fs::canonicalize(path).unwrap_or_else(|_absent| path.to_owned());
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy().into_owned();
-    let directory = match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        Some(_) | None => Path::new("."),
-    };
-    let staged = Staged::new(directory, &name)?;
-    (&staged.file).write_all(text.as_bytes())?;
-    if let Ok(metadata) = fs::metadata(&path) {
-        staged.file.set_permissions(metadata.permissions())?;
-    }
-    staged.file.sync_all()?;
-    fs::rename(&staged.path, &path)?;
-    File::open(directory)?.sync_all()
-}
-
-/// A file that is removed unless it got its final name.
-struct Staged {
-    file: File,
-    path: PathBuf,
-}
-
-impl Staged {
-    fn new(directory: &Path, name: &str) -> io::Result<Self> {
-        // Not the number of the process: in a container that is 1 each time, so what a kill left over would be in the way for ever.
-        let path = directory.join(format!(".{name}.{:016x}", rand::random::<u64>()));
-        let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
-        Ok(Self { file, path })
-    }
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        // After the rename there is nothing under this name.
-        if let Err(error) = fs::remove_file(&self.path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::debug!(%error, "a staged lockfile was left over");
-        }
-    }
 }
 
 #[cfg(test)]

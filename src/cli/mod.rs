@@ -10,14 +10,17 @@ mod answer;
 mod arguments;
 mod banner;
 mod command;
+mod images;
 mod job;
 mod list;
 mod lock;
 mod reach;
 mod request;
 mod serve;
+mod staged;
 mod story;
 mod table;
+mod upload;
 mod words;
 
 pub use command::run;

@@ -12,7 +12,7 @@ use super::admin::{Client, Reach, Trouble};
 use super::arguments::Store;
 use super::command::{FAILED, INTERRUPTED, WRONG_USAGE, complain, fail, refuse_config};
 use super::words::clean;
-use crate::app::{AccessError, Config, Secret, StoreAccess};
+use crate::app::{AccessError, Config, Opening, Secret, StoreAccess};
 
 /// A token is some dozens of characters.
 const TOKEN_BYTES_MAX: u64 = 4096;
@@ -31,10 +31,10 @@ pub(super) enum Failure {
 /// What a command comes to.
 pub(super) type Done = Result<ExitCode, Failure>;
 
-/// Does `work` with a client of the store that the arguments name. With `repair`, a metadata file that is damaged may be moved aside.
+/// Does `work` with a client of the store that the arguments name.
 pub(super) fn with_client(
     arguments: &Store,
-    repair: bool,
+    opening: Opening,
     work: impl AsyncFnOnce(&Client<'_>) -> Done,
 ) -> ExitCode {
     let runtime = match Builder::new_multi_thread().enable_all().build() {
@@ -56,7 +56,7 @@ pub(super) fn with_client(
             Ok(config) => config,
             Err(errors) => return refuse_config(errors.mistakes()),
         };
-        match StoreAccess::open(&config, repair).await {
+        match StoreAccess::open(&config, opening).await {
             Ok(StoreAccess::Running { socket, pid }) => {
                 let by =
                     pid.map_or_else(|| "another process".to_owned(), |pid| format!("pid {pid}"));
@@ -121,7 +121,10 @@ async fn finish(
 fn is_misuse(trouble: &Trouble) -> bool {
     match trouble {
         Trouble::Refused(refusal) => {
-            matches!(refusal.reason.as_str(), "image" | "scope" | "digest" | "value" | "query")
+            matches!(
+                refusal.reason.as_str(),
+                "image" | "scope" | "digest" | "value" | "query" | "list"
+            )
         }
         _ => false,
     }

@@ -11,7 +11,7 @@ use super::answer;
 use super::arguments::{Delete, OneImage, Rule, RuleGone, Store};
 use super::command::{FAILED, complain, print};
 use super::reach::{Failure, with_client};
-use crate::app::{Deletion, Explanation, Inspection, Refreshed, RuleInfo, UsageInfo};
+use crate::app::{Deletion, Explanation, Inspection, Opening, Refreshed, RuleInfo, UsageInfo};
 use crate::clock::{Clock, SystemClock};
 use crate::oci::Digest;
 
@@ -45,8 +45,8 @@ struct Rules<T> {
 }
 
 #[derive(Deserialize)]
-struct Removed {
-    removed: u64,
+pub(super) struct Removed {
+    pub(super) removed: u64,
 }
 
 pub(super) fn inspect(arguments: &OneImage) -> ExitCode {
@@ -79,7 +79,7 @@ pub(super) fn delete(arguments: &Delete) -> ExitCode {
 pub(super) fn refresh(arguments: &OneImage) -> ExitCode {
     let ask = Ask::post("/refresh").with("image", &arguments.image);
     let store = &arguments.store;
-    with_client(store, false, async |client| {
+    with_client(store, Opening::AsItIs, async |client| {
         let refreshed: Refreshed = show(client, store, ask, answer::refreshed).await?;
         match refreshed.outcome.as_str() {
             "confirmed" | "moved" | "first_seen" => Ok(ExitCode::SUCCESS),
@@ -106,7 +106,7 @@ pub(super) fn rule(kind: RuleKind, arguments: &Rule) -> ExitCode {
 }
 
 fn rules(kind: RuleKind, store: &Store) -> ExitCode {
-    with_client(store, false, async |client| {
+    with_client(store, Opening::AsItIs, async |client| {
         let ask = Ask::get(kind.path());
         if store.json {
             let (_, Rules { rules }) = client.ask::<Rules<Value>>(ask).await?;
@@ -127,7 +127,7 @@ pub(super) fn rule_gone(kind: RuleKind, arguments: &RuleGone) -> ExitCode {
     let is_id = which.bytes().all(|byte| byte.is_ascii_digit());
     let ask = Ask::delete(kind.path()).with(if is_id { "id" } else { "scope" }, which);
     let (noun, _) = kind.words();
-    with_client(store, false, async |client| {
+    with_client(store, Opening::AsItIs, async |client| {
         let removed: Removed = show(client, store, ask, |removed: &Removed| {
             format!("{} taken back\n", super::words::count(removed.removed, noun))
         })
@@ -141,18 +141,18 @@ pub(super) fn rule_gone(kind: RuleKind, arguments: &RuleGone) -> ExitCode {
 }
 
 /// Asks and shows the answer, and that is all.
-fn simply<T: DeserializeOwned>(
+pub(super) fn simply<T: DeserializeOwned>(
     store: &Store,
     ask: Ask,
     words: impl FnOnce(&T) -> String,
 ) -> ExitCode {
-    with_client(store, false, async |client| {
+    with_client(store, Opening::AsItIs, async |client| {
         show(client, store, ask, words).await.map(|_answer: T| ExitCode::SUCCESS)
     })
 }
 
 /// Asks, and shows the answer: for programs as it came, for people in `words`.
-async fn show<T: DeserializeOwned>(
+pub(super) async fn show<T: DeserializeOwned>(
     client: &Client<'_>,
     store: &Store,
     ask: Ask,

@@ -13,9 +13,9 @@ use crate::app::{Event, Fate, Finding, Report};
 use crate::clock::{Clock, SystemClock};
 
 /// Without a terminal the progress is a line this often.
-const LINE_EVERY: Duration = Duration::from_secs(10);
+pub(super) const LINE_EVERY: Duration = Duration::from_secs(10);
 /// With a total there is a bar, without one (files that no row knows) only what was read.
-const BAR: &str = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+pub(super) const BAR: &str = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
 const COUNTER: &str = "{spinner} {bytes} {bytes_per_sec}";
 /// Jobs that read no bytes tell their progress in words.
 const WORDS: &str = "{spinner} {msg}";

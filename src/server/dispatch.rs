@@ -25,6 +25,7 @@ use super::route::{self, Asked, Health, PageAsked, Route, RouteError};
 use super::service::Service;
 use super::settings::{Fallback, Limits};
 use super::{headers, hot, observe, v2};
+use crate::carry::Recorder;
 use crate::oci::{RangeError, Reference, RegistryName};
 use crate::registry::{Addressing, Error, Outcome, Refusal, Registry, Removal, Report, Repository};
 
@@ -49,6 +50,8 @@ pub(super) enum Plane {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Exchange<'a> {
     pub(super) registry: &'a Registry,
+    pub(super) recorder: &'a Recorder,
+    pub(super) client: IpAddr,
     pub(super) limits: &'a Limits,
     pub(super) headers: &'a HeaderMap,
     pub(super) head: bool,
@@ -181,6 +184,8 @@ async fn data(
     let agent = Agent::of(&parts.headers, ns.is_some());
     let exchange = Exchange {
         registry: service.registry(),
+        recorder: service.recorder(),
+        client: link.client,
         limits,
         headers: &parts.headers,
         head: parts.method == Method::HEAD,

@@ -16,6 +16,7 @@ use super::record::Record;
 use super::route;
 use super::service::Service;
 use super::{headers, reply};
+use crate::carry::Served;
 use crate::oci::RegistryName;
 use crate::registry::{Addressing, Ready};
 
@@ -53,6 +54,11 @@ pub(super) fn answer(
     fields.insert(headers::CACHE_STATUS, headers::hit(report.ttl));
     headers::namespace(&mut fields, asked.ns.as_deref());
     let manifest = ready.manifest();
+    if service.recorder().is_recording() {
+        let (tag, digest) = (ready.reference().tag(), &manifest.digest);
+        let served = Served { client: link.client, repository, tag, digest };
+        service.recorder().note(&served);
+    }
     let mut response = Response::new(Payload::Empty);
     if headers::holds_already(&parts.headers, &manifest.digest) {
         fields.remove(http::header::CONTENT_TYPE);

@@ -7,6 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use super::*;
+use crate::carry::Recorder;
 use crate::registry::Registry;
 use crate::server::{AccessLog, Limits, Metrics, MetricsPage};
 
@@ -28,8 +29,10 @@ impl Fixture {
         let metrics = Metrics::new(&mut metrics_registry);
         let metrics_registry = Mutex::new(metrics_registry);
         let ready = Arc::new(AtomicBool::new(true));
+        let registry = Arc::new(Registry::serving_nothing());
         let state = State {
-            registry: Arc::new(Registry::serving_nothing()),
+            recorder: Recorder::idle(&registry),
+            registry,
             metrics_page: MetricsPage::new(move || {
                 let mut page = String::new();
                 prometheus_client::encoding::text::encode(

@@ -46,13 +46,24 @@ pub(super) mod admin {
     /// What the desk refuses.
     pub(in crate::server) fn of(reason: Reason) -> StatusCode {
         match reason {
-            Reason::Image | Reason::Scope | Reason::Digest | Reason::Value => BAD_REQUEST,
+            Reason::Image
+            | Reason::Scope
+            | Reason::Digest
+            | Reason::Value
+            | Reason::List
+            | Reason::Bundle => BAD_REQUEST,
             Reason::UnknownRegistry
             | Reason::UnknownImage
             | Reason::Absent
             | Reason::UnknownDigest
-            | Reason::UnknownRule => NOT_FOUND,
-            Reason::Held | Reason::Offline | Reason::TooManyRules => StatusCode::CONFLICT,
+            | Reason::UnknownRule
+            | Reason::Set => NOT_FOUND,
+            Reason::Held
+            | Reason::Offline
+            | Reason::TooManyRules
+            | Reason::Incomplete
+            | Reason::Busy => StatusCode::CONFLICT,
+            Reason::Room => StatusCode::INSUFFICIENT_STORAGE,
             Reason::Store => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }

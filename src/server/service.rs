@@ -9,6 +9,7 @@ use super::guard::Guard;
 use super::metrics::Metrics;
 use super::record::Ledger;
 use super::settings::{Fallback, Limits, Settings};
+use crate::carry::Recorder;
 use crate::registry::Registry;
 
 /// Letters of a request id that tell one run of the program from another.
@@ -18,6 +19,8 @@ const RUN_LETTERS: usize = 8;
 #[derive(Clone, Debug)]
 pub struct State {
     pub registry: Arc<Registry>,
+    /// Notes what clients are served while somebody records.
+    pub recorder: Recorder,
     /// Writes the page of `/metrics`.
     pub metrics_page: MetricsPage,
     pub metrics: Metrics,
@@ -97,6 +100,10 @@ impl Service {
 
     pub(super) fn registry(&self) -> &Registry {
         &self.state.registry
+    }
+
+    pub(super) fn recorder(&self) -> &Recorder {
+        &self.state.recorder
     }
 
     pub(super) fn metrics(&self) -> &Metrics {

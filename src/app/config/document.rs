@@ -101,8 +101,33 @@ impl Walk<'_> {
         for (key, value) in table {
             if key.get_ref() == "upstream" {
                 self.upstreams(key, value);
+            } else if key.get_ref() == "warm" {
+                self.lists(key, value);
             } else {
                 self.member(Scope::Top, "", key, value, &Path::Top);
+            }
+        }
+    }
+
+    /// Lists of images that are followed.
+    fn lists(&mut self, key: &Key<'_>, value: &Value<'_>) {
+        let Some(lists) = value.get_ref().as_array() else {
+            let text = "images to follow are a list: [[warm]] with two brackets";
+            return self.mistake(key.span(), "warm".to_owned(), text.to_owned());
+        };
+        for (index, list) in lists.iter().enumerate() {
+            let Some(table) = list.get_ref().as_table() else {
+                let text = "want a table with `images`".to_owned();
+                self.mistake(list.span(), format!("warm[{index}]"), text);
+                continue;
+            };
+            let path = |key: String| Path::Warm(index, key);
+            if table.is_empty() {
+                let text = "names no images".to_owned();
+                self.mistake(list.span(), format!("warm[{index}]"), text);
+            }
+            for (key, value) in table {
+                self.member(Scope::Warm, "", key, value, &path);
             }
         }
     }

@@ -34,6 +34,7 @@ fn the_reference_has_every_key() {
         rows(Scope::Top, "ROADSTEAD_"),
         rows(Scope::Upstream, "ROADSTEAD_UPSTREAM__<NAME>__"),
         rows(Scope::Rule, "ROADSTEAD_UPSTREAM__<NAME>__TAG__<N>__"),
+        rows(Scope::Warm, "ROADSTEAD_WARM__<N>__"),
     ];
     for table in tables {
         assert!(REFERENCE.contains(&table), "docs/configuration.md must hold this table:\n{table}");

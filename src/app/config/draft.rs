@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::app::wellknown::{WellKnown, well_known};
+use crate::carry::Schedule;
 use crate::oci::{HostFamily, RegistryName, TagPattern};
 use crate::proxy::{Private, TagPolicyOverrides};
 use crate::upstream;
@@ -36,6 +37,8 @@ pub(super) enum Path {
     Upstream(RegistryName, String),
     /// A key of one of an upstream's tag rules, counted from zero.
     Rule(RegistryName, usize, String),
+    /// A key of one of the lists of images that are followed, counted from zero.
+    Warm(usize, String),
 }
 
 /// All that the layers have set so far.
@@ -50,6 +53,7 @@ pub(super) struct Draft {
     /// Addresses that the answers of all upstreams may lead to.
     pub(super) allow_addresses: Vec<IpNet>,
     pub(super) upstreams: BTreeMap<RegistryName, UpstreamDraft>,
+    pub(super) warm: BTreeMap<usize, Schedule>,
     /// Where each key got its value.
     pub(super) places: BTreeMap<Path, Place>,
 }
@@ -107,12 +111,13 @@ impl Path {
             Self::Table(name) => format!("upstream.\"{name}\""),
             Self::Upstream(name, key) => format!("upstream.\"{name}\".{key}"),
             Self::Rule(name, index, key) => format!("upstream.\"{name}\".tag[{index}].{key}"),
+            Self::Warm(index, key) => format!("warm[{index}].{key}"),
         }
     }
 
     pub(super) fn upstream(&self) -> Option<&RegistryName> {
         match self {
-            Self::Top(_) => None,
+            Self::Top(_) | Self::Warm(..) => None,
             Self::Table(name) | Self::Upstream(name, _) | Self::Rule(name, _, _) => Some(name),
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! The rule: `ROADSTEAD_`, then the key in capitals; everything that is no letter and no digit becomes `_`, and `__` stands between a
 //! table and what is in it. `listen` is `ROADSTEAD_LISTEN`; `url` of `[upstream."ghcr.io"]` is `ROADSTEAD_UPSTREAM__GHCR_IO__URL`;
+//! `images` of the first `[[warm]]` is `ROADSTEAD_WARM__0__IMAGES`;
 //! `pattern` of its first tag rule is `ROADSTEAD_UPSTREAM__GHCR_IO__TAG__0__PATTERN`. Lists are separated by commas. An upstream that is
 //! neither built in nor in the file nor an argument gets its name from `ROADSTEAD_UPSTREAM__<ANY>__NAME`.
 //!
@@ -24,6 +25,7 @@ const PREFIX: &str = "ROADSTEAD_";
 /// The variable that names the configuration file; read where the sources are gathered.
 pub(super) const CONFIG: &str = "ROADSTEAD_CONFIG";
 const UPSTREAM: &str = "UPSTREAM__";
+const WARM: &str = "WARM__";
 
 /// What the environment says, and what is wrong with it.
 #[derive(Default)]
@@ -54,9 +56,12 @@ pub(super) fn read(variables: &[(String, String)], known: &[RegistryName]) -> En
             found.mistake(variable, String::new(), "is not UTF-8 text".to_owned());
             continue;
         }
-        match rest.strip_prefix(UPSTREAM) {
-            Some(rest) => found.upstream(variable, rest, value, &names),
-            None => found.top(variable, rest, value),
+        match (rest.strip_prefix(UPSTREAM), list(rest)) {
+            (Some(rest), _) => found.upstream(variable, rest, value, &names),
+            (None, Some((index, key))) => {
+                found.entry(variable, Path::Warm(index, key.to_owned()), value);
+            }
+            (None, None) => found.top(variable, rest, value),
         }
     }
     found
@@ -174,6 +179,8 @@ impl Environment {
             .map(|key| {
                 if key.is_in(Scope::Top) {
                     spelled(key.name)
+                } else if key.is_in(Scope::Warm) {
+                    format!("{WARM}0__{}", spelled(key.name))
                 } else {
                     format!("{UPSTREAM}<NAME>__{}", spelled(key.name))
                 }
@@ -185,6 +192,13 @@ impl Environment {
         };
         self.mistake(variable, String::new(), text);
     }
+}
+
+/// The number of a list of images and its key, of `WARM__<N>__<KEY>`.
+fn list(rest: &str) -> Option<(usize, &'static str)> {
+    let (index, spelling) = rest.strip_prefix(WARM)?.split_once("__")?;
+    let key = KEYS.iter().find(|key| key.is_in(Scope::Warm) && spelled(key.name) == spelling)?;
+    Some((index.parse().ok()?, key.name))
 }
 
 /// What an upstream's variable ends with.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::app::rooms;
+use crate::carry::Schedule;
 use crate::content::KeepRule;
 use crate::oci::{HostFamily, RegistryName};
 use crate::proxy::{Private, TagPolicy, TagRule, UpstreamPolicy};
@@ -35,11 +36,12 @@ pub(super) fn finish(draft: Draft, mistakes: &mut Vec<Mistake>) -> Config {
     checks.eviction(&upstreams);
     checks.addresses(&Path::Top("allow_addresses".to_owned()), &draft.allow_addresses);
     let default_upstream = checks.default_upstream(&upstreams);
+    let schedules = checks.lists(&upstreams);
     let mut warnings = checks.warnings;
     warnings.sort();
     let parent = draft.parent.clone();
     let parent = parent.map(|url| Parent { url, ca_file: draft.parent_ca_file.clone() });
-    Config { upstreams, default_upstream, parent, warnings, ..draft.config }
+    Config { upstreams, default_upstream, parent, schedules, warnings, ..draft.config }
 }
 
 struct Checks<'a> {
@@ -61,6 +63,37 @@ impl Checks<'_> {
     fn warning(&mut self, path: &Path, text: impl Into<String>) {
         let warning = self.at(path, text.into());
         self.warnings.push(warning);
+    }
+
+    /// Images that are followed must be of registries that are served.
+    fn lists(&mut self, upstreams: &[UpstreamConfig]) -> Vec<Schedule> {
+        for (index, schedule) in &self.draft.warm {
+            let path = Path::Warm(*index, "images".to_owned());
+            // What was refused is told already.
+            let is_told = self.mistakes.iter().any(|mistake| mistake.key == path.display());
+            if schedule.images.is_empty() && !is_told {
+                let mut paths = self.draft.places.keys();
+                let own = |other: &&Path| matches!(other, Path::Warm(of, _) if of == index);
+                let place = paths.find(own).cloned().unwrap_or(path.clone());
+                self.mistake(&place, "the list names no images");
+            }
+            for image in &schedule.images {
+                let Some((registry, _)) = image.split_once('/') else { continue };
+                let Ok(name) = registry.parse::<RegistryName>() else { continue };
+                let is_served = |upstream: &UpstreamConfig| {
+                    upstream.name == name
+                        || upstream.aliases.contains(&name)
+                        || upstream.patterns.iter().any(|family| family.has_member(&name))
+                };
+                if name.is_host_like() && !upstreams.iter().any(is_served) {
+                    let text = format!(
+                        "{image:?}: {name} is no registry that is served here; add [upstream.\"{name}\"], or check the spelling"
+                    );
+                    self.mistake(&path, text);
+                }
+            }
+        }
+        self.draft.warm.values().cloned().collect()
     }
 
     fn upstream(&mut self, name: &RegistryName, draft: &UpstreamDraft) -> UpstreamConfig {

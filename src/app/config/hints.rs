@@ -129,6 +129,7 @@ pub(super) fn unknown(scope: Scope, name: &str) -> String {
         (Scope::Top, "outside the upstream tables"),
         (Scope::Upstream, "in [upstream.\"...\"]"),
         (Scope::Rule, "in [[upstream.\"...\".tag]]"),
+        (Scope::Warm, "in [[warm]]"),
     ] {
         if other != scope && key(other, name).is_some() {
             return format!("unknown key here; `{name}` belongs {place}");

@@ -6,10 +6,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::carry::{SCHEDULE_EVERY_MIN, Schedule};
 use crate::content::MinFree;
-use crate::oci::{MANIFEST_SIZE_LIMIT_MIN, RANGES_PER_REQUEST_MAX, RegistryName};
+use crate::oci::{MANIFEST_SIZE_LIMIT_MIN, PlatformPattern, RANGES_PER_REQUEST_MAX, RegistryName};
 use crate::proxy::{Private, TagPolicyOverrides, WhenAbsent};
 use crate::registry::CatalogPolicy;
+use crate::registry::desk::Image;
 use crate::server::Fallback;
 use crate::upkeep::{MAX_SIZE_MIN, SCRUB_PERIOD_MIN};
 
@@ -35,14 +37,17 @@ pub(super) enum Setter {
     Tags(fn(&mut TagPolicyOverrides, &Raw) -> Parsed<()>),
     /// In a tag rule only.
     Rule(fn(&mut RuleDraft, &Raw) -> Parsed<()>),
+    /// In a list of images that are followed.
+    Warm(fn(&mut Schedule, &Raw) -> Parsed<()>),
 }
 
-/// The three scopes of keys.
+/// The scopes of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
     Top,
     Upstream,
     Rule,
+    Warm,
 }
 
 impl Key {
@@ -50,8 +55,9 @@ impl Key {
         match self.set {
             Setter::Top(_) => scope == Scope::Top,
             Setter::Upstream(_) => scope == Scope::Upstream,
-            Setter::Tags(_) => scope != Scope::Top,
+            Setter::Tags(_) => matches!(scope, Scope::Upstream | Scope::Rule),
             Setter::Rule(_) => scope == Scope::Rule,
+            Setter::Warm(_) => scope == Scope::Warm,
         }
     }
 }
@@ -97,6 +103,14 @@ const fn rule(
     doc: &'static str,
 ) -> Key {
     Key { name, set: Setter::Rule(set), doc }
+}
+
+const fn warm(
+    name: &'static str,
+    set: fn(&mut Schedule, &Raw) -> Parsed<()>,
+    doc: &'static str,
+) -> Key {
+    Key { name, set: Setter::Warm(set), doc }
 }
 
 const FALLBACKS: [(&str, Fallback); 2] = [("clients", Fallback::Clients), ("none", Fallback::None)];
@@ -198,6 +212,31 @@ fn max_size(raw: &Raw) -> Parsed<Option<u64>> {
 
 fn max_unused(raw: &Raw) -> Parsed<Option<Duration>> {
     or_off(raw, Raw::timeout)
+}
+
+/// What it means is found out when it is fetched; here it must be a name.
+fn image(raw: &Raw) -> Parsed<String> {
+    let text = raw.filled()?;
+    let refuse = |_error| {
+        format!(
+            "{text:?} is no image; want one such as \"ghcr.io/org/app:1\", without a scheme and without spaces"
+        )
+    };
+    Image::check(text).map(|()| text.to_owned()).map_err(refuse)
+}
+
+fn platform(raw: &Raw) -> Parsed<PlatformPattern> {
+    let text = raw.filled()?;
+    text.parse().map_err(|invalid| format!("{text:?} is no platform; {invalid}"))
+}
+
+fn every(raw: &Raw) -> Parsed<Duration> {
+    match raw.duration()? {
+        every if every < SCHEDULE_EVERY_MIN => {
+            Err(format!("a list is warmed every {} s at most", SCHEDULE_EVERY_MIN.as_secs()))
+        }
+        every => Ok(every),
+    }
 }
 
 fn scrub_period(raw: &Raw) -> Parsed<Option<Duration>> {
@@ -310,6 +349,10 @@ pub(super) const KEYS: &[Key] = &[
     upstream("limits.backoff_max", |u, v| v.duration().map(|x| u.limits.backoff_max = x), "longest pause between tries"),
     upstream("limits.tag_pages", |u, v| v.count(1).map(|x| u.limits.tag_pages = x), "pages of a tag list"),
     upstream("limits.parallel", |u, v| v.count(1).map(|x| u.limits.parallel = x), "requests at a time"),
+    warm("images", |w, v| v.list(image).map(|x| w.images = x), "images as clients name them, which are fetched before anybody asks for them"),
+    warm("every", |w, v| every(v).map(|x| w.every = x), "time between two looks at their tags"),
+    warm("platforms", |w, v| v.list(platform).map(|x| w.platforms = x), "os/architecture[/variant] of images that have several; none is the one of this machine"),
+    warm("referrers", |w, v| v.boolean().map(|x| w.referrers = x), "also fetch signatures, attestations and whatever else refers to them"),
 ];
 
 #[cfg(test)]
@@ -318,7 +361,7 @@ mod tests {
 
     #[test]
     fn no_key_occurs_twice_in_a_scope() {
-        for scope in [Scope::Top, Scope::Upstream, Scope::Rule] {
+        for scope in [Scope::Top, Scope::Upstream, Scope::Rule, Scope::Warm] {
             let mut names: Vec<&str> =
                 KEYS.iter().filter(|key| key.is_in(scope)).map(|key| key.name).collect();
             names.sort_unstable();
@@ -367,6 +410,19 @@ mod tests {
             let refusal = max_unused(&text(bad)).unwrap_err();
             assert!(refusal.contains("off"), "{bad:?}: {refusal}");
         }
+    }
+
+    #[test]
+    fn a_list_names_images_and_platforms_and_has_its_time() {
+        let text = |text: &str| Raw::Text(text.to_owned());
+        assert_eq!(image(&text("ghcr.io/org/app:1")).as_deref(), Ok("ghcr.io/org/app:1"));
+        for bad in ["", "docker://nginx", "nginx@sha256:12", "nginx:", "nginx 1"] {
+            assert!(image(&text(bad)).is_err(), "{bad:?}");
+        }
+        assert!(platform(&text("linux/arm/v7")).is_ok());
+        assert!(platform(&text("amd64")).unwrap_err().contains("os/architecture"));
+        assert_eq!(every(&text("6h")), Ok(Duration::from_secs(6 * 3600)));
+        assert!(every(&text("1s")).is_err() && every(&text("6")).is_err());
     }
 
     #[test]

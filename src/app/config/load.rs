@@ -145,6 +145,7 @@ impl Default for Draft {
             parent: None,
             upstreams: Vec::new(),
             offline: false,
+            schedules: Vec::new(),
             catalog: registry::CatalogPolicy::default(),
             log: LogSettings::default(),
             system_proxy: upstream::ProxyEnv::default(),
@@ -159,6 +160,7 @@ impl Default for Draft {
             parent_ca_file: None,
             allow_addresses: Vec::new(),
             upstreams: std::collections::BTreeMap::new(),
+            warm: std::collections::BTreeMap::new(),
             places: std::collections::BTreeMap::new(),
         }
     }
@@ -188,6 +190,7 @@ fn set(draft: &mut Draft, path: &Path, raw: &Raw) -> Result<(), (Option<&'static
         Path::Top(name) => (Scope::Top, name),
         Path::Upstream(_, name) => (Scope::Upstream, name),
         Path::Rule(_, _, name) => (Scope::Rule, name),
+        Path::Warm(_, name) => (Scope::Warm, name),
         Path::Table(_) => return Ok(()),
     };
     let Some(key) = key(scope, name) else {
@@ -206,6 +209,9 @@ fn set(draft: &mut Draft, path: &Path, raw: &Raw) -> Result<(), (Option<&'static
         (Setter::Rule(set), Path::Rule(upstream, index, _)) => {
             let rules = &mut draft.upstream(upstream).rules;
             set(rules.entry(*index).or_default(), raw)
+        }
+        (Setter::Warm(set), Path::Warm(index, _)) => {
+            set(draft.warm.entry(*index).or_default(), raw)
         }
         _ => Err("unknown key".to_owned()),
     };

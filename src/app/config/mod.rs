@@ -21,8 +21,11 @@ mod secret;
 #[cfg(test)]
 mod tests;
 mod values;
+#[cfg(test)]
+mod warm_tests;
 
 pub use error::{ConfigErrors, Mistake, Place};
 pub use load::{Overrides, Sources};
 pub use model::{Config, LogFormat, LogSettings, Parent, UpstreamConfig};
 pub use secret::Secret;
+pub use values::size;

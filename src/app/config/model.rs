@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::carry::Schedule;
 use crate::content::{KeepRule, MinFree};
 use crate::oci::{HostFamily, RegistryName};
 use crate::proxy::UpstreamPolicy;
@@ -65,6 +66,8 @@ pub struct Config {
     pub upstreams: Vec<UpstreamConfig>,
     /// Never ask any upstream.
     pub offline: bool,
+    /// Images that are followed.
+    pub schedules: Vec<Schedule>,
     pub catalog: CatalogPolicy,
     pub log: LogSettings,
     /// HTTP proxies of the environment, for upstreams that name none.

@@ -105,6 +105,7 @@ fn the_documented_file_has_every_key_and_its_examples_are_valid() {
                 if section.ends_with(".limits]") || section == "[limits]" { "limits." } else { "" };
             let scope = match section {
                 "" | "[limits]" => Scope::Top,
+                "[[warm]]" => Scope::Warm,
                 rule if rule.starts_with("[[") => Scope::Rule,
                 _ => Scope::Upstream,
             };
@@ -123,6 +124,7 @@ fn the_documented_file_has_every_key_and_its_examples_are_valid() {
     }
     let config = good(&uncommented);
     assert_eq!(upstream(&config, "docker.io").policy.tag_rules.len(), 1);
+    assert_eq!(config.schedules.len(), 1);
     assert_eq!(upstream(&config, "registry.example.com:5443").policy.private, Private::Shared);
 }
 

@@ -330,7 +330,12 @@ fn number(text: &str) -> Option<(u64, &str)> {
     text[..end].parse().ok().map(|number| (number, &text[end..]))
 }
 
-fn size(text: &str) -> Parsed<u64> {
+/// A number of bytes as people write it: `64KiB`, `20GiB`, `0`.
+///
+/// # Errors
+///
+/// The text is none; told in words.
+pub fn size(text: &str) -> Result<u64, String> {
     let refuse =
         || format!("{text:?} is no size; want one such as \"64KiB\", \"512MiB\", \"20GiB\"");
     let (count, unit) = number(text.trim()).ok_or_else(refuse)?;

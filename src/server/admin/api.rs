@@ -13,6 +13,8 @@ use serde_json::json;
 use super::body::Body;
 use super::gate::{self, Gate, Shut};
 use super::routes::{self, Asked, Kind, ROOT, Unread};
+use super::upload::Upload;
+use crate::carry::Carry;
 use crate::registry::desk::{self, Desk};
 use crate::server::reply::{self, admin as status};
 use crate::upkeep::{Busy, Job, JobKind, Upkeep};
@@ -20,14 +22,14 @@ use crate::upkeep::{Busy, Job, JobKind, Upkeep};
 /// The number in the path: it changes when answers change in a way that breaks programs.
 const VERSION: u32 = 1;
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
-const JSON_LINES: HeaderValue = HeaderValue::from_static("application/x-ndjson");
+pub(super) const JSON_LINES: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"roadstead\"");
 /// The description of all this (OpenAPI 3.1), held against the routes by a test.
 pub(super) const OPENAPI: &str = include_str!("../../../docs/openapi.json");
 
 /// Every word that a refusal may have.
 #[cfg(test)]
-const REASONS: [&str; 20] = [
+const REASONS: [&str; 25] = [
     "host",
     "origin",
     "token",
@@ -47,6 +49,11 @@ const REASONS: [&str; 20] = [
     "held",
     "offline",
     "too_many_rules",
+    "incomplete",
+    "bundle",
+    "list",
+    "set",
+    "room",
     "store",
 ];
 
@@ -55,13 +62,14 @@ const REASONS: [&str; 20] = [
 pub struct Admin {
     upkeep: Upkeep,
     desk: Desk,
+    carry: Carry,
     /// On a TCP connection: what a request needs, and the address that it came to.
     gate: Option<(Arc<Gate>, IpAddr)>,
 }
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Refused {
+pub(super) enum Refused {
     Shut(Shut),
     Unread(Unread),
     Desk(desk::Error),
@@ -70,8 +78,8 @@ enum Refused {
 
 impl Admin {
     /// For the owner of the data: the unix socket, or a command on a stopped store.
-    pub fn new(upkeep: Upkeep, desk: Desk) -> Self {
-        Self { upkeep, desk, gate: None }
+    pub fn new(upkeep: Upkeep, desk: Desk, carry: Carry) -> Self {
+        Self { upkeep, desk, carry, gate: None }
     }
 
     /// The same for a connection that came over TCP to the address `local`.
@@ -79,15 +87,15 @@ impl Admin {
         Self { gate: Some((Arc::clone(gate), local)), ..self.clone() }
     }
 
-    /// Answers one request; its body was not read, and never is.
-    pub(super) async fn answer(&self, parts: &Parts) -> Response<Body> {
-        match self.try_answer(parts).await {
+    /// Answers one request. Its body is read only where the route has one.
+    pub(super) async fn answer(&self, parts: &Parts, body: Upload) -> Response<Body> {
+        match self.try_answer(parts, body).await {
             Ok(response) => response,
             Err(refused) => refused.response(),
         }
     }
 
-    async fn try_answer(&self, parts: &Parts) -> Result<Response<Body>, Refused> {
+    async fn try_answer(&self, parts: &Parts, body: Upload) -> Result<Response<Body>, Refused> {
         match &self.gate {
             Some((gate, local)) => gate.admits(parts, *local).map_err(Refused::Shut)?,
             // A unix socket has no origin: whoever sends one is a browser that was led here.
@@ -99,12 +107,19 @@ impl Admin {
         let asked = asked.map_err(Refused::Unread)?;
         // Without the parameters: a reason or a name is nobody's business but the store's.
         tracing::info!(method, path, "a request to the admin API");
-        self.handle(asked).await
+        match asked {
+            Asked::Carry(order) => self.carry(order, body).await,
+            asked => {
+                body.refuse();
+                self.handle(asked).await
+            }
+        }
     }
 
     async fn handle(&self, asked: Asked) -> Result<Response<Body>, Refused> {
         let desk = &self.desk;
         Ok(match asked {
+            Asked::Carry(_) => return Err(Refused::Unread(Unread::NoSuchPath)),
             Asked::About => {
                 let version = env!("CARGO_PKG_VERSION");
                 let pid = std::process::id();
@@ -151,6 +166,15 @@ impl Admin {
                 story(self.upkeep.purge(within).await)?
             }
         })
+    }
+
+    /// Images as wholes.
+    pub(super) fn images(&self) -> &Carry {
+        &self.carry
+    }
+
+    pub(super) fn is_behind_a_gate(&self) -> bool {
+        self.gate.is_some()
     }
 
     async fn begin(&self, kind: JobKind) -> Result<Response<Body>, Refused> {
@@ -241,7 +265,7 @@ fn story(job: Result<Job, Busy>) -> Result<Response<Body>, Refused> {
     Ok(with(reply::OK, JSON_LINES, Body::story(job)))
 }
 
-fn whole(value: &impl Serialize) -> Response<Body> {
+pub(super) fn whole(value: &impl Serialize) -> Response<Body> {
     json_of(reply::OK, value)
 }
 
@@ -251,7 +275,7 @@ fn json_of(code: StatusCode, value: &impl Serialize) -> Response<Body> {
     with(code, JSON, Body::whole(Bytes::from(text)))
 }
 
-fn with(code: StatusCode, content_type: HeaderValue, body: Body) -> Response<Body> {
+pub(super) fn with(code: StatusCode, content_type: HeaderValue, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = code;
     response.headers_mut().insert(CONTENT_TYPE, content_type);

@@ -10,10 +10,12 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::mpsc;
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::api::Admin;
+use super::upload::{self, Upload};
 use crate::server::settings::{HEADER_TIME, IDLE_BODY};
 
 /// The request line and headers; our own client sends a hundred bytes.
@@ -28,11 +30,13 @@ impl Admin {
         stream: impl AsyncRead + AsyncWrite + Unpin,
         shutdown: CancellationToken,
     ) {
-        let service = service_fn(|request: http::Request<hyper::body::Incoming>| async move {
-            // Bodies are never read; the connection ends after the answer.
-            let (parts, body) = request.into_parts();
-            drop(body);
-            Ok::<_, Infallible>(self.answer(&parts).await)
+        let (leave, left) = mpsc::channel(1);
+        let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
+            let leave = leave.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                Ok::<_, Infallible>(self.answer(&parts, Upload::new(body, leave)).await)
+            }
         });
         let mut builder = http1::Builder::new();
         builder
@@ -44,6 +48,7 @@ impl Admin {
         let mut connection = pin!(builder.serve_connection(io, service));
         let ended = tokio::select! {
             ended = &mut connection => ended,
+            never = upload::drain(left) => match never {},
             () = shutdown.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 match timeout(LAST_LINES, connection).await {

@@ -11,6 +11,7 @@ mod api;
 mod body;
 mod connection;
 mod gate;
+mod images;
 mod query;
 mod routes;
 mod socket;
@@ -18,6 +19,7 @@ mod tcp;
 #[cfg(test)]
 mod tests;
 mod token;
+mod upload;
 
 pub use api::Admin;
 pub use socket::{AdminSocket, SOCKET_NAME};

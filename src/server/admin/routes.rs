@@ -2,6 +2,7 @@
 //!
 //! Reading touches nothing. `docs/openapi.json` describes the same table; a test holds them against each other.
 
+use super::images::{self, Order};
 use super::query::{Query, Read};
 use crate::registry::desk::{Extent, LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX, Until, Which};
 
@@ -29,6 +30,7 @@ pub(super) enum Asked {
     Reindex,
     Purge { within: String, extent: Option<Extent> },
     Collect { dry_run: bool },
+    Carry(Order),
 }
 
 /// Which rules.
@@ -48,7 +50,7 @@ pub(super) struct Route {
     pub(super) read: fn(&mut Query) -> Read<Asked>,
 }
 
-const fn route(
+pub(super) const fn route(
     method: &'static str,
     path: &'static str,
     parameters: &'static [&'static str],
@@ -61,7 +63,7 @@ const RULE_PARAMETERS: &[&str] = &["scope", "until", "for", "reason"];
 
 /// A table is read by its lines, so each route keeps one.
 #[rustfmt::skip]
-pub(super) const ROUTES: &[Route] = &[
+const ROUTES: &[Route] = &[
     route("GET", "/", &[], |_| Ok(Asked::About)),
     route("GET", "/openapi.json", &[], |_| Ok(Asked::OpenApi)),
     route("GET", "/images", &["within", "after", "limit"], images),
@@ -94,13 +96,18 @@ pub(super) enum Unread {
     Query(String),
 }
 
+/// Every route.
+pub(super) fn all() -> impl Iterator<Item = &'static Route> + Clone {
+    ROUTES.iter().chain(images::ROUTES)
+}
+
 /// Reads what a request asks.
 pub(super) fn read(method: &str, path: &str, query: &str) -> Result<Asked, Unread> {
     let path = match path.strip_prefix(ROOT).ok_or(Unread::NoSuchPath)? {
         "" => "/",
         path => path,
     };
-    let mut here = ROUTES.iter().filter(|route| route.path == path).peekable();
+    let mut here = all().filter(|route| route.path == path).peekable();
     if here.peek().is_none() {
         return Err(Unread::NoSuchPath);
     }
@@ -129,15 +136,15 @@ fn methods<'a>(routes: impl Iterator<Item = &'a Route>) -> String {
 
 fn images(query: &mut Query) -> Read<Asked> {
     let (within, after) = (query.optional("within")?, query.optional("after")?);
-    Ok(Asked::Images { within, after, limit: limit(query)? })
+    Ok(Asked::Images { within, after, limit: list_limit(query)? })
 }
 
 fn history(query: &mut Query) -> Read<Asked> {
     let (image, before) = (query.required("image")?, query.id("before")?);
-    Ok(Asked::History { image, before, limit: limit(query)? })
+    Ok(Asked::History { image, before, limit: list_limit(query)? })
 }
 
-fn limit(query: &mut Query) -> Read<u32> {
+pub(super) fn list_limit(query: &mut Query) -> Read<u32> {
     query.limit("limit", LIST_LIMIT_DEFAULT, LIST_LIMIT_MAX)
 }
 

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::*;
+use crate::carry::{self, Carry};
 use crate::clock::{ManualClock, Timestamp};
 use crate::content::{self, Content, MinFree};
 use crate::oci::Digest;
@@ -54,7 +55,15 @@ impl Desk {
         let clock = Arc::clone(&parts.clock);
         let nothing = Arc::new(crate::registry::Registry::serving_nothing());
         let desk = desk::Desk::new(nothing, clock, desk::Settings::default());
-        let admin = Admin::new(Upkeep::new(parts, &mut registry), desk);
+        let carry = Carry::new(carry::Parts {
+            desk: desk.clone(),
+            clock: Arc::clone(&parts.clock),
+            tasks: tasks.clone(),
+            shutdown: stop.clone(),
+            settings: carry::Settings::default(),
+            metrics: carry::Metrics::default(),
+        });
+        let admin = Admin::new(Upkeep::new(parts, &mut registry), desk, carry);
         let socket = AdminSocket::bind(dir.path()).unwrap();
         let serving = tasks.spawn(socket.serve(admin, stop.clone(), tasks.clone()));
         Self { dir, content, tasks, stop, serving }

@@ -10,6 +10,7 @@ use super::super::body::Payload;
 use super::super::dispatch::{Answered, Exchange, Refused};
 use super::super::reply::Problem;
 use super::super::{headers, reply};
+use crate::carry::Served;
 use crate::oci::{Digest, Reference, Tag};
 use crate::registry::{ManifestReply, Removal, Repository};
 
@@ -20,6 +21,7 @@ pub(in crate::server) async fn get(
     reference: &Reference,
 ) -> Result<Answered, Refused> {
     let found = exchange.registry.manifest(repository, reference).await?;
+    note(exchange, repository, reference.tag(), &found.value);
     Ok(Answered::new(respond(found.value, exchange.headers), found.report))
 }
 
@@ -31,6 +33,8 @@ pub(in crate::server) async fn get_tagged(
     digest: &Digest,
 ) -> Result<Answered, Refused> {
     let found = exchange.registry.tagged_manifest(repository, tag, digest).await?;
+    // It may be what the tag was.
+    note(exchange, repository, None, &found.value);
     Ok(Answered::new(respond(found.value, exchange.headers), found.report))
 }
 
@@ -48,6 +52,24 @@ pub(in crate::server) async fn delete(
     *response.status_mut() = reply::ACCEPTED;
     response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
     Ok(Answered::new(response, deleted.report))
+}
+
+/// Notes what the client gets, if somebody records.
+fn note(
+    exchange: &Exchange<'_>,
+    repository: &Repository,
+    tag: Option<&Tag>,
+    manifest: &ManifestReply,
+) {
+    if exchange.recorder.is_recording() {
+        exchange.recorder.note(&Served {
+            client: exchange.client,
+            repository: repository.key(),
+            // What a tag was is not what it is.
+            tag: tag.filter(|_| !repository.is_of_the_past()),
+            digest: &manifest.digest,
+        });
+    }
 }
 
 fn respond(manifest: ManifestReply, asked: &HeaderMap) -> Response<Payload> {
