@@ -17,9 +17,13 @@
 mod commands;
 mod crash;
 mod descriptors;
+mod export;
+mod images;
+mod import;
 mod limits;
 mod memory;
 mod process;
+mod record;
 mod start;
 mod store;
 

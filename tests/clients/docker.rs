@@ -78,7 +78,7 @@ impl<'a> Docker<'a> {
     }
 
     /// Runs the client and gives what it prints.
-    fn docker(&self, arguments: &[&str]) -> String {
+    pub(crate) fn docker(&self, arguments: &[&str]) -> String {
         let mut command = self.scene.command("docker");
         command.arg("--host").arg(format!("unix://{}", self.socket().display())).args(arguments);
         let what = format!("docker {}", arguments.join(" "));
@@ -86,7 +86,7 @@ impl<'a> Docker<'a> {
     }
 
     /// The name under which docker asks for an image: bare for Docker Hub's, else with roadstead in front.
-    fn name(&self, image: &Image) -> String {
+    pub(crate) fn name(&self, image: &Image) -> String {
         if image.registry != "docker.io" {
             return format!("{}/{}", self.mirror, image.reference());
         }

@@ -12,10 +12,13 @@
     reason = "a helper of a test fails by panicking, and shows the logs of its processes"
 )]
 
+mod archives;
 mod buildah;
 mod containerd;
 mod docker;
+mod export;
 mod leftovers;
 mod podman;
 mod skopeo;
 mod support;
+mod takeover;

@@ -20,17 +20,22 @@ fn skopeo_copies_cold_warm_and_cut_off() {
     let scene = Scene::new("skopeo");
     cold_warm_and_cut_off(&scene, |scene, product| {
         registries::configure(scene, product.address());
-        Skopeo { scene }
+        Skopeo::new(scene)
     });
     scene.finish();
 }
 
 /// skopeo, which stores nothing but what it is told to copy.
-struct Skopeo<'a> {
+pub(crate) struct Skopeo<'a> {
     scene: &'a Scene,
 }
 
-impl Skopeo<'_> {
+impl<'a> Skopeo<'a> {
+    /// skopeo with the configuration that the scene has.
+    pub(crate) fn new(scene: &'a Scene) -> Self {
+        Self { scene }
+    }
+
     fn skopeo(&self, arguments: &[&str]) -> String {
         let mut command = registries::command(self.scene, "skopeo");
         command

@@ -57,6 +57,7 @@ async fn explained(world: &World) -> (String, Value) {
 async fn a_frozen_tag_stays_while_its_moves_are_recorded() {
     let (old, new) = (Image::index("frozen old"), Image::single("frozen new"));
     let (fake, world) = frozen(&old, "0s", "").await;
+    let idle = world.idle_tasks().await;
     fake.push(NAME, "latest", &new);
     let mark = fake.mark();
     is_frozen_at(&world, &old).await;
@@ -64,7 +65,7 @@ async fn a_frozen_tag_stays_while_its_moves_are_recorded() {
         !log.about(&new.digest).gets().is_empty()
     })
     .await;
-    world.tasks_at_most(world.idle_tasks().await).await;
+    world.tasks_at_most(idle).await;
     assert!(!fake.since(mark).heads().is_empty(), "the check went on");
     is_frozen_at(&world, &old).await;
     assert_eq!(explained(&world).await, ("frozen".to_owned(), old.digest.as_str().into()));
@@ -104,9 +105,10 @@ async fn a_freeze_counts_for_the_next_request_and_so_does_its_end() {
     let mark = fake.mark();
     is_frozen_at(&world, &old).await;
     fake.since(mark).expect_none("it is fresh");
+    let idle = world.idle_tasks().await;
     world.advance(Duration::from_secs(60));
     is_frozen_at(&world, &old).await;
-    world.tasks_at_most(world.idle_tasks().await).await;
+    world.tasks_at_most(idle).await;
     is_frozen_at(&world, &old).await;
     fake.since(mark).heads().expect(1, "fresh again after one check");
 
@@ -144,16 +146,18 @@ async fn absence_upstream_does_not_end_a_freeze() {
         let old = Image::single(&format!("absent {when_absent}"));
         let settings = format!("when_absent = {when_absent:?}");
         let (fake, mut world) = frozen(&old, "0s", &settings).await;
+        let idle = world.idle_tasks().await;
         fake.untag(NAME, "latest");
         for _ in 0..3 {
             is_frozen_at(&world, &old).await;
-            world.tasks_at_most(world.idle_tasks().await).await;
+            world.tasks_at_most(idle).await;
         }
         assert_eq!(explained(&world).await.0, "frozen");
         world.restart().await;
+        let idle = world.idle_tasks().await;
         is_frozen_at(&world, &old).await;
         // What is absent is asked for now and then, and not with each answer.
-        world.tasks_at_most(world.idle_tasks().await).await;
+        world.tasks_at_most(idle).await;
         let mark = fake.mark();
         is_frozen_at(&world, &old).await;
         fake.since(mark).expect_none("it was absent a moment ago");
@@ -169,10 +173,11 @@ async fn absence_upstream_does_not_end_a_freeze() {
 async fn a_denial_is_obeyed_and_outlives_an_outage_and_a_restart() {
     let old = Image::single("denied");
     let (fake, mut world) = frozen(&old, "0s", "").await;
+    let idle = world.idle_tasks().await;
     let denial = fake.rule(When::manifest().about("latest"), Then::status(403));
     // The check behind this answer learns of it.
     is_frozen_at(&world, &old).await;
-    world.tasks_at_most(world.idle_tasks().await).await;
+    world.tasks_at_most(idle).await;
     latest(&world).await.expect("denied", 403);
     let told = admin(&world, "GET", &format!("/explain?image={FULL}")).await;
     assert_eq!(told["verdict"], "refused");
@@ -196,13 +201,14 @@ async fn a_denial_is_obeyed_and_outlives_an_outage_and_a_restart() {
 async fn an_absent_tag_that_is_denied_then_is_refused() {
     let old = Image::single("absent, then denied");
     let (fake, mut world) = frozen(&old, "0s", "when_absent = \"obey\"").await;
+    let idle = world.idle_tasks().await;
     fake.untag(NAME, "latest");
     is_frozen_at(&world, &old).await;
-    world.tasks_at_most(world.idle_tasks().await).await;
+    world.tasks_at_most(idle).await;
     fake.rule(When::manifest().about("latest"), Then::status(403));
     world.advance(Duration::from_secs(3600));
     is_frozen_at(&world, &old).await;
-    world.tasks_at_most(world.idle_tasks().await).await;
+    world.tasks_at_most(idle).await;
     latest(&world).await.expect("denied", 403);
     world.restart().await;
     latest(&world).await.expect("denied still", 403);

@@ -89,7 +89,7 @@ impl Library {
     }
 
     /// The root directory of the registry's storage.
-    pub(super) fn storage(&self) -> PathBuf {
+    pub(crate) fn storage(&self) -> PathBuf {
         self.directory.path().join("registry")
     }
 

@@ -43,7 +43,7 @@ pub(crate) fn cold_warm_and_cut_off<'a, C: Client + 'a>(
     let library = Library::shared();
     let mut upstream = Upstream::start(scene, &library);
     let mut moving = Moving::start(scene);
-    let mut product = Roadstead::start(scene, &upstream, &moving);
+    let mut product = Roadstead::start(scene, &upstream, Some(&moving));
     let mut client = start(scene, &product);
     let images = library.images();
 

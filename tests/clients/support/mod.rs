@@ -13,7 +13,9 @@ mod scene;
 mod upstream;
 
 pub(crate) use availability::requirements_met;
-pub(crate) use images::{Image, digest_of};
+pub(crate) use images::{Image, Library, digest_of};
 pub(crate) use journey::{Client, cold_warm_and_cut_off};
 pub(crate) use process::Watched;
+pub(crate) use product::Roadstead;
 pub(crate) use scene::{Scene, serial};
+pub(crate) use upstream::Upstream;

@@ -1,6 +1,7 @@
 //! The roadstead under test: the real binary with a data directory of its own.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use super::http::exchange;
@@ -11,8 +12,14 @@ use super::upstream::{PORT_ATTEMPTS, Upstream, free_port};
 
 /// How long it may take to say where it listens.
 const START: Duration = Duration::from_secs(30);
+/// How long a bundle of all images may take.
+const EXPORT: Duration = Duration::from_secs(300);
 /// A freshness that is over before the next phase, so that every later pull has to ask about the tag again.
 const TAG_FRESH_FOR: &str = "10ms";
+/// How long one of its commands may take.
+const COMMAND: Duration = Duration::from_secs(120);
+/// The name of the data directory in the scene.
+const DATA: &str = "roadstead";
 /// The names that the upstream is known by.
 const NAMES: [&str; 2] = ["docker.io", "quay.io"];
 
@@ -25,13 +32,14 @@ pub(crate) struct Roadstead<'a> {
 }
 
 impl<'a> Roadstead<'a> {
-    /// Starts it in front of `upstream` and of the one whose image moves, empty.
-    pub(crate) fn start(scene: &'a Scene, upstream: &Upstream, moving: &Moving) -> Self {
+    /// Starts it in front of `upstream`, and of the one whose image moves if there is one, empty.
+    pub(crate) fn start(scene: &'a Scene, upstream: &Upstream, moving: Option<&Moving>) -> Self {
         let table = |name: &str, address: SocketAddr| {
             format!("[upstream.\"{name}\"]\nurl = \"http://{address}\"\n")
         };
         let tables = NAMES.map(|name| table(name, upstream.address()));
-        let tables = tables.concat() + &table(Moving::REGISTRY, moving.address());
+        let moving = moving.map(|moving| table(Moving::REGISTRY, moving.address()));
+        let tables = tables.concat() + &moving.unwrap_or_default();
         scene.write("roadstead.toml", &tables);
         for _ in 0..PORT_ATTEMPTS {
             // Not port 0: clients must find it at the same address after a restart, when the kernel may have lent a
@@ -51,7 +59,7 @@ impl<'a> Roadstead<'a> {
         command.args(["serve", "--listen", &address.to_string(), "--observe", "127.0.0.1:0"]);
         command.args(["--tag-fresh-for", TAG_FRESH_FOR]);
         command.arg("--config").arg(scene.path("roadstead.toml"));
-        command.arg("--data").arg(scene.path("roadstead"));
+        command.arg("--data").arg(scene.path(DATA));
         let process = Watched::start("roadstead", &mut command);
         let bound = |what: &str| {
             let what = format!("{what} on http://");
@@ -72,6 +80,24 @@ impl<'a> Roadstead<'a> {
         *self = started.unwrap_or_else(|log| panic!("roadstead does not start again\n{log}"));
     }
 
+    /// Stops it, removes all that it stored, and starts it again at the same address.
+    pub(crate) fn restart_empty(&mut self) {
+        self.stop();
+        self.scene.remove(DATA);
+        let started = Self::launch(self.scene, self.address);
+        *self = started.unwrap_or_else(|log| panic!("roadstead does not start again\n{log}"));
+    }
+
+    /// Runs another of its commands on its store and gives what it prints.
+    pub(crate) fn runs(&self, arguments: &[&str]) -> String {
+        let mut command = self.scene.command(env!("CARGO_BIN_EXE_roadstead"));
+        command.args(arguments);
+        command.arg("--config").arg(self.scene.path("roadstead.toml"));
+        command.arg("--data").arg(self.scene.path(DATA));
+        let what = format!("roadstead {}", arguments.join(" "));
+        Watched::run(&what, &mut command, COMMAND).success(&what)
+    }
+
     /// Where clients find it.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
@@ -90,6 +116,15 @@ impl<'a> Roadstead<'a> {
         let counts =
             counts.map(|line| line.rsplit(' ').next().and_then(|count| count.parse().ok()));
         counts.map(|count: Option<u64>| count.expect("a sample ends with its value")).sum()
+    }
+
+    /// Runs `export` beside it.
+    pub(crate) fn export(&self, images: &[String], output: &Path) {
+        let mut command = self.scene.command(env!("CARGO_BIN_EXE_roadstead"));
+        command.arg("export").args(images).arg("--output").arg(output);
+        command.arg("--config").arg(self.scene.path("roadstead.toml"));
+        command.arg("--data").arg(self.scene.path("roadstead"));
+        Watched::run("roadstead export", &mut command, EXPORT).success("roadstead export");
     }
 
     /// Ends it.

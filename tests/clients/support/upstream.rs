@@ -1,11 +1,11 @@
 //! The upstream: Debian's `docker-registry` on a loopback port, and what its access log says was asked of it.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, process};
 
 use super::availability::find;
@@ -18,6 +18,8 @@ use super::scene::Scene;
 const START: Duration = Duration::from_secs(30);
 /// How long its log may take until it shows a request.
 const LOG: Duration = Duration::from_secs(5);
+/// How long a cache may take until it has stored a blob.
+const STORED: Duration = Duration::from_secs(30);
 /// The ports that are tried: below the range from which the kernel gives ports to clients.
 const FIRST_PORT: u16 = 20_000;
 const PORTS: u16 = 12_000;
@@ -66,7 +68,8 @@ impl Upstream {
     pub(crate) fn start(scene: &Scene, library: &Arc<Library>) -> Self {
         let config = scene.path("upstream.yml");
         let command = || scene.command("docker-registry");
-        let mut started = Self::launch(&config, &library.storage(), true, &command);
+        let storage = (library.storage(), true, None);
+        let mut started = Self::launch(&config, &storage, &command);
         started._library = Some(Arc::clone(library));
         started
     }
@@ -79,18 +82,44 @@ impl Upstream {
             command.env_clear();
             command
         };
-        Self::launch(&work.join("upstream.yml"), storage, false, &command)
+        Self::launch(&work.join("upstream.yml"), &(storage.to_owned(), false, None), &command)
+    }
+
+    /// A registry on a folder of the scene: a pull-through cache of `remote`, or one that serves what is there.
+    pub(crate) fn over(scene: &Scene, storage: &Path, remote: Option<SocketAddr>) -> Self {
+        let config = scene.path("old.yml");
+        let command = || scene.command("docker-registry");
+        Self::launch(&config, &(storage.to_owned(), remote.is_none(), remote), &command)
+    }
+
+    /// Waits until a blob that went through a cache lies in its folder. The cache stores it behind its answer, and says so nowhere but
+    /// in what it answers next.
+    pub(crate) fn has_stored(&self, storage: &Path, repository: &str, digest: &str) {
+        let link = format!(
+            "docker/registry/v2/repositories/{repository}/_layers/{}/link",
+            digest.replace(':', "/")
+        );
+        let deadline = Instant::now() + STORED;
+        while !storage.join(&link).exists() {
+            assert!(Instant::now() < deadline, "{digest} is not stored\n{}", self.process.tail());
+            let path = format!("/v2/{repository}/blobs/{digest}");
+            exchange(self.address, "HEAD", &path, None).expect("the cache answers");
+        }
+    }
+
+    /// Ends it in good order.
+    pub(crate) fn stop(&mut self) {
+        self.process.stop();
     }
 
     fn launch(
         config: &Path,
-        storage: &Path,
-        read_only: bool,
+        storage: &(PathBuf, bool, Option<SocketAddr>),
         command: &dyn Fn() -> Command,
     ) -> Self {
         for _ in 0..PORT_ATTEMPTS {
             let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
-            let text = config_text(address, storage, read_only);
+            let text = config_text(address, storage);
             fs::write(config, text).expect("the scene is writable");
             let mut process = Watched::start("upstream", command().arg("serve").arg(config));
             let up = process.line(START, |line| {
@@ -145,13 +174,18 @@ impl Upstream {
 
     /// Ends it in good order.
     pub(super) fn finish(mut self) {
-        self.process.stop();
+        self.stop();
     }
 }
 
 /// The registry's configuration.
-fn config_text(address: SocketAddr, storage: &Path, read_only: bool) -> String {
+fn config_text(
+    address: SocketAddr,
+    (storage, read_only, remote): &(PathBuf, bool, Option<SocketAddr>),
+) -> String {
     let storage = storage.display();
+    let proxy = remote.map(|remote| format!("proxy: {{ remoteurl: \"http://{remote}\" }}\n"));
+    let proxy = proxy.unwrap_or_default();
     format!(
         r#"version: 0.1
 log: {{ level: info, accesslog: {{ disabled: false }} }}
@@ -159,7 +193,7 @@ storage:
   filesystem: {{ rootdirectory: "{storage}" }}
   maintenance: {{ uploadpurging: {{ enabled: false }}, readonly: {{ enabled: {read_only} }} }}
 http: {{ addr: "{address}", secret: "a secret of the tests" }}
-"#
+{proxy}"#
     )
 }
 

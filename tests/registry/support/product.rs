@@ -12,8 +12,29 @@ pub use roadstead::blobs::{Disk, RealDisk};
 pub use roadstead::clock::{Clock, ManualClock, Timestamp};
 pub use roadstead::metadata::Metadata;
 pub use roadstead::metadata::testing::{Fault as RowFault, Plan as RowPlan};
+use roadstead::metadata::{RepositoryKey, SetKind, SetMember};
 use roadstead::oci::{ByteRange, RangeSpec};
 use roadstead::registry::Addressing;
+
+/// Makes a set of revisions under their tags, as a recording does: the full name of a repository, a tag, a digest.
+pub async fn set_of(metadata: &Metadata, name: &str, members: &[(&str, &str, &str)]) {
+    let name = name.parse().expect("it is the name of a set");
+    let made = metadata.add_set(name, SetKind::Record, String::new()).await;
+    let set = made.expect("rows can be written").expect("there is none of that name");
+    let members = members.iter().map(|(repository, tag, digest)| {
+        let (upstream, repository) = repository.split_once('/').expect("a full name");
+        SetMember {
+            repository: RepositoryKey {
+                upstream: upstream.parse().expect("a registry"),
+                name: repository.parse().expect("a repository"),
+            },
+            digest: digest.parse().expect("a digest"),
+            tag: Some(tag.parse().expect("a tag")),
+            at: set.since,
+        }
+    });
+    metadata.add_members(set.id, members.collect()).await.expect("rows can be written");
+}
 
 /// What one request asks for, without HTTP around it.
 #[derive(Clone, Debug)]
@@ -88,6 +109,11 @@ impl Product {
     /// Makes the background look at what is due.
     pub fn wake_upkeep(&self) {
         self.0.wake_upkeep();
+    }
+
+    /// Makes the lists of images that are followed due now.
+    pub fn wake_lists(&self) {
+        self.0.wake_lists();
     }
 
     /// Asks as the server does for a client, and takes the whole answer; a test may drop it at any poll.

@@ -268,6 +268,11 @@ impl World {
         self.product().wake_upkeep();
     }
 
+    /// Makes the lists of images that are followed due now.
+    pub fn wake_lists(&self) {
+        self.product().wake_lists();
+    }
+
     /// Puts a clock in its place that is this much behind; the product sees it from its next start on.
     pub fn turn_back(&mut self, duration: Duration) {
         let back = i64::try_from(duration.as_millis()).expect("less than an age");
