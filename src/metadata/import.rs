@@ -94,7 +94,11 @@ fn take_tag(
     let thawed = frozen.filter(|_| last.is_some()).map(after);
     let mut now = last.and_then(|(object, _)| object);
     for (object, since) in moves {
-        let is_later = last.is_none_or(|(_, last)| since >= last);
+        // Times may be the same, or the same by now if our clock is behind that of whoever saw the move: what the tag has left is then
+        // nothing that it comes back to.
+        let is_left = known.iter().rev().skip(1).any(|span| span.object == Some(object));
+        let is_later =
+            last.is_none_or(|(_, last)| since > last && since < at || since >= last && !is_left);
         if is_later && (now != Some(object) || !is_known) {
             let since = thawed.map_or(since, |thawed| since.max(thawed));
             move_tag(rows, repository, &tag.tag, Some(object), &tag.source, since)?;

@@ -20,6 +20,7 @@ mod addressing;
 mod asof;
 mod auth;
 mod bad_input;
+mod carried;
 mod check;
 mod delete;
 mod desk;

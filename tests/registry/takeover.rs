@@ -604,7 +604,8 @@ async fn hard_links_that_are_refused_become_copies() {
         }
         let story = take(&world, &folder, more).await;
         assert_eq!((&last(&story)["failed"], &last(&story)["objects"]), (&0.into(), &4.into()));
-        assert!(disk.injected() <= 1, "one refusal is enough");
+        // Files that were under way at that moment have tried as well.
+        assert!(disk.injected() <= 4, "after a refusal nothing is linked");
         assert_eq!(folder.links_of(&image.digest), 1);
         let before = folder.listing();
         pull(&world.client(), NAME, "latest", &image).await;
