@@ -4,14 +4,12 @@ use std::collections::{HashMap, HashSet};
 
 use super::error::{Error, Reason};
 use super::model::{CheckedImage, CheckedPlatform, MissingPart};
+use super::place::Place;
 use super::service::Carry;
 use super::tree::{Member, Wish};
-use crate::metadata::{RepositoryKey, SetMember};
-use crate::oci::{Digest, MediaType, PlatformPattern, Role};
+use crate::oci::{Digest, PlatformPattern, Role};
 use crate::registry::desk::Image;
 
-/// Members of a set that are read at a time.
-const MEMBERS_PAGE: u32 = 500;
 /// What stands for a platform that nobody names.
 const UNKNOWN: &str = "unknown";
 
@@ -39,31 +37,12 @@ impl Carry {
             found.push(self.check_image(image, platforms).await?);
         }
         for set in sets {
-            for member in self.members_of(set).await? {
-                let image = self.inner().desk.image(&name_of(&member))?;
+            for member in self.members_of(&self.set_named(set).await?).await? {
+                let image = self.inner().desk.image(&Place::of(&member).to_string())?;
                 found.push(self.check_image(&image, platforms).await?);
             }
         }
         Ok(found)
-    }
-
-    /// All members of a set.
-    ///
-    /// # Errors
-    ///
-    /// There is no set of the name, or the store is in trouble.
-    pub(super) async fn members_of(&self, name: &str) -> Result<Vec<SetMember>, Error> {
-        let set = self.set_named(name).await?;
-        let mut members: Vec<SetMember> = Vec::new();
-        loop {
-            let metadata = self.content().metadata();
-            let page = metadata.set_members(set.id, members.last(), MEMBERS_PAGE).await?;
-            let last = page.len() < usize::try_from(MEMBERS_PAGE).unwrap_or(usize::MAX);
-            members.extend(page);
-            if last {
-                return Ok(members);
-            }
-        }
     }
 
     async fn check_image(
@@ -120,16 +99,6 @@ pub(super) fn full_name(image: &Image) -> String {
     }
 }
 
-/// A member of a set, as an image that is meant by its digest.
-fn name_of(member: &SetMember) -> String {
-    let tag = member.tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
-    named_by_digest(&member.repository, &tag, &member.digest)
-}
-
-fn named_by_digest(repository: &RepositoryKey, tag: &str, digest: &Digest) -> String {
-    format!("{repository}{tag}@{digest}")
-}
-
 impl CheckedImage {
     fn unknown(image: String, reason: String) -> Self {
         Self {
@@ -153,12 +122,8 @@ fn judged(
     members: &[Member],
     wanted: &[PlatformPattern],
 ) -> CheckedImage {
-    let by_digest: HashMap<Digest, &Member> =
-        members.iter().map(|member| (member.digest, member)).collect();
-    let runnable =
-        |member: &&Member| member.is_manifest && !member.of_referrer && !is_index(member);
-    let platforms: Vec<CheckedPlatform> =
-        members.iter().filter(runnable).map(|member| platform(member, &by_digest)).collect();
+    let by_digest = by_digest(members);
+    let platforms = platforms_among(members, &by_digest);
     let lacking = lacking(&platforms, wanted);
     let complete = match wanted {
         [] => platforms.iter().any(|platform| platform.complete),
@@ -209,10 +174,6 @@ pub(super) fn lacking(platforms: &[CheckedPlatform], wanted: &[PlatformPattern])
     wanted.iter().filter(|pattern| !fits(pattern)).map(ToString::to_string).collect()
 }
 
-fn is_index(member: &Member) -> bool {
-    member.media_type.as_ref().is_some_and(MediaType::is_index)
-}
-
 fn is_here(by_digest: &HashMap<Digest, &Member>, digest: &Digest) -> bool {
     by_digest.get(digest).is_some_and(|member| member.present)
 }
@@ -226,26 +187,34 @@ fn missing_part(member: &Member) -> MissingPart {
         _ if member.of_referrer => "referrer",
         Some(Role::Config) => "config",
         Some(Role::Layer) => "layer",
-        Some(Role::Child) | None if is_index(member) => "index",
+        Some(Role::Child) | None if member.is_index() => "index",
         Some(Role::Child) | None => "manifest",
-    };
-    let state = match member {
-        Member { damaged: true, .. } => "damaged",
-        Member { removed: true, .. } => "removed",
-        _ => "absent",
     };
     MissingPart {
         digest: member.digest.to_string(),
         role: role.to_owned(),
         platform: member.platform.clone(),
         size: member.size,
-        state: state.to_owned(),
+        state: member.lack().to_owned(),
     }
 }
 
 /// The platforms of an image by its objects, for those who fetch.
 pub(super) fn platforms_of(members: &[Member]) -> Vec<CheckedPlatform> {
-    judged(String::new(), &Digest::sha256_of(b""), members, &[]).platforms
+    platforms_among(members, &by_digest(members))
+}
+
+fn by_digest(members: &[Member]) -> HashMap<Digest, &Member> {
+    members.iter().map(|member| (member.digest, member)).collect()
+}
+
+fn platforms_among(
+    members: &[Member],
+    by_digest: &HashMap<Digest, &Member>,
+) -> Vec<CheckedPlatform> {
+    let runnable =
+        |member: &&Member| member.is_manifest && !member.of_referrer && !member.is_index();
+    members.iter().filter(runnable).map(|member| platform(member, by_digest)).collect()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use super::error::Error;
 use super::events::{Event, Fate, Report, Work};
 use super::fetch::{Run, Target};
 use super::filter::Filter;
+use super::place::Place;
 use super::recorder::Left;
 use super::service::Carry;
 use super::tree::{Member, Wish};
@@ -18,9 +19,6 @@ use super::warm::each;
 use crate::metadata::{self, RepositoryKey, SET_DETAIL_BYTES_MAX, SetMember, SetRecord};
 use crate::oci::{Digest, PlatformPattern, Role, Tag};
 use crate::story::{Stopped, Story};
-
-/// Rows that are read at once.
-const PAGE: u32 = 1000;
 
 /// What is to be known of each revision.
 type Known = HashMap<RepositoryKey, HashMap<Digest, Below>>;
@@ -129,16 +127,7 @@ impl Closing {
 
     /// Everything that was recorded, also what has no row yet.
     async fn members(&self) -> Result<Vec<SetMember>, End> {
-        let mut members = Vec::<SetMember>::new();
-        loop {
-            let metadata = self.carry.content().metadata();
-            let page = metadata.set_members(self.set.id, members.last(), PAGE).await?;
-            let is_last = page.len() < usize::try_from(PAGE).unwrap_or(usize::MAX);
-            members.extend(page);
-            if is_last {
-                break;
-            }
-        }
+        let mut members = self.carry.members_of(&self.set).await?;
         members.extend(self.left.members.iter().cloned());
         Ok(members)
     }
@@ -329,9 +318,7 @@ impl Closing {
             }
         };
         for member in out {
-            let tag = member.tag.map(|tag| format!(":{tag}")).unwrap_or_default();
-            let what = format!("{}{tag}@{}", member.repository, member.digest);
-            self.leave_out(what, reason).await?;
+            self.leave_out(Place::of(&member).to_string(), reason).await?;
         }
         if rest.answers > 0 {
             let what = format!("{} answers", rest.answers);

@@ -267,8 +267,7 @@ impl Run {
         target: &Target,
         digest: &Digest,
     ) -> Result<(Fate, u64, Option<String>), String> {
-        let mut failures = self.manifests(target, digest).await?;
-        let members = self.tree(target, digest).await?;
+        let (mut members, mut failures) = self.manifests(target, digest).await?;
         let lacking = lacking(&platforms_of(&members), &self.wish.platforms);
         if !lacking.is_empty() && lacking.len() == self.wish.platforms.len() {
             return Err(format!("it has no {}", lacking.join(", no ")));
@@ -277,13 +276,16 @@ impl Run {
         let sizes = members.iter().filter(absent).filter_map(|blob| blob.size);
         self.sums().of_bytes += sizes.fold(0, u64::saturating_add);
         let blobs: Vec<Digest> = members.iter().filter(absent).map(|blob| blob.digest).collect();
+        let asked = !blobs.is_empty();
         let each = blobs.into_iter().map(|blob| self.blob(target, blob));
         let mut each = stream::iter(each).buffer_unordered(OBJECTS_AT_A_TIME);
         while let Some(done) = each.next().await {
             failures.extend(done.err());
         }
         drop(each);
-        let members = self.tree(target, digest).await?;
+        if asked {
+            members = self.tree(target, digest).await?;
+        }
         let (bytes, fetched) = self.count(&members);
         let short = members.iter().filter(|member| !member.present);
         let (short, needed) = short.fold((0_u64, false), |(count, needed), member| {
@@ -308,8 +310,12 @@ impl Run {
         tree.map_err(|error| error.message)
     }
 
-    /// Fetches all manifests of the image, level by level; what could not be fetched is told.
-    async fn manifests(&self, target: &Target, digest: &Digest) -> Result<Vec<String>, String> {
+    /// Fetches all manifests of the image, level by level. Gives the tree with them, and what could not be fetched.
+    async fn manifests(
+        &self,
+        target: &Target,
+        digest: &Digest,
+    ) -> Result<(Vec<Member>, Vec<String>), String> {
         let (mut tried, mut asked) = (HashSet::new(), HashSet::new());
         let mut failures = Vec::new();
         loop {
@@ -327,7 +333,7 @@ impl Run {
                 .map(|member| member.digest)
                 .collect();
             if absent.is_empty() && !more {
-                return Ok(failures);
+                return Ok((members, failures));
             }
             let each = absent.into_iter().map(|digest| self.manifest(target, digest));
             let mut each = stream::iter(each).buffer_unordered(OBJECTS_AT_A_TIME);

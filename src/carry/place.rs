@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::error::{Error, Reason};
-use crate::metadata::RepositoryKey;
+use crate::metadata::{RepositoryKey, SetMember};
 use crate::oci::{Digest, Tag};
 
 /// `docker.io/library/nginx:1.27@sha256:...`; of tag and digest, one may be missing.
@@ -18,6 +18,22 @@ pub(super) struct Place {
 /// The text is no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NoPlace;
+
+impl Place {
+    /// Of a member of a set, with its digest.
+    pub(super) fn of(member: &SetMember) -> Self {
+        let SetMember { repository, digest, tag, .. } = member;
+        Self { repository: repository.clone(), tag: tag.clone(), digest: Some(*digest) }
+    }
+}
+
+/// How an image is called where it stands for itself: by its tag, or by its digest if it has none.
+pub(super) fn short_name(repository: &RepositoryKey, tag: Option<&Tag>, digest: &Digest) -> String {
+    match tag {
+        Some(tag) => format!("{repository}:{tag}"),
+        None => format!("{repository}@{digest}"),
+    }
+}
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

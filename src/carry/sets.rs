@@ -2,11 +2,14 @@
 
 use super::error::{Error, Reason};
 use super::model::{MemberInfo, SetInfo};
-use super::place::{NoPlace, Place};
+use super::place::{NoPlace, Place, short_name};
 use super::service::Carry;
 use crate::metadata::{SetKind, SetMember, SetRecord};
 use crate::oci::SetName;
 use crate::registry::desk::{LIST_LIMIT_MAX, Listed};
+
+/// Members of a set that are read at a time.
+const MEMBERS_PAGE: u32 = 1000;
 
 impl Carry {
     /// All of them, by name.
@@ -32,20 +35,11 @@ impl Carry {
         if more {
             found.pop();
         }
-        let place = |member: &SetMember| Place {
-            repository: member.repository.clone(),
-            tag: member.tag.clone(),
-            digest: Some(member.digest),
-        };
-        let next = found.last().filter(|_| more).map(|last| place(last).to_string());
-        let items = found.iter().map(|member| {
-            let named = Place { digest: None, ..place(member) };
-            let image = if named.tag.is_some() { named } else { place(member) };
-            MemberInfo {
-                image: image.to_string(),
-                digest: member.digest.to_string(),
-                at: member.at,
-            }
+        let next = found.last().filter(|_| more).map(|last| Place::of(last).to_string());
+        let items = found.iter().map(|member| MemberInfo {
+            image: short_name(&member.repository, member.tag.as_ref(), &member.digest),
+            digest: member.digest.to_string(),
+            at: member.at,
         });
         Ok(Listed { items: items.collect(), next })
     }
@@ -86,6 +80,20 @@ impl Carry {
             let message = format!("there is no set {name:?}; `roadstead set ls` lists them");
             Error::new(Reason::Set, message)
         })
+    }
+
+    /// All members of a set, as export, check and the end of a recording want them.
+    pub(super) async fn members_of(&self, set: &SetRecord) -> Result<Vec<SetMember>, Error> {
+        let mut members: Vec<SetMember> = Vec::new();
+        loop {
+            let metadata = self.content().metadata();
+            let page = metadata.set_members(set.id, members.last(), MEMBERS_PAGE).await?;
+            let last = page.len() < usize::try_from(MEMBERS_PAGE).unwrap_or(usize::MAX);
+            members.extend(page);
+            if last {
+                return Ok(members);
+            }
+        }
     }
 
     /// The set of a name, if there is one.

@@ -50,6 +50,21 @@ pub(super) struct Member {
     pub(super) children: Vec<Digest>,
 }
 
+impl Member {
+    pub(super) fn is_index(&self) -> bool {
+        self.media_type.as_ref().is_some_and(MediaType::is_index)
+    }
+
+    /// Why it is not here: `damaged`, `removed` or `absent`.
+    pub(super) fn lack(&self) -> &'static str {
+        match self {
+            Self { damaged: true, .. } => "damaged",
+            Self { removed: true, .. } => "removed",
+            _ => "absent",
+        }
+    }
+}
+
 /// Which parts of an image are meant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Wish {

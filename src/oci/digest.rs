@@ -76,6 +76,11 @@ impl Digest {
         &self.value[..self.algorithm.value_bytes()]
     }
 
+    /// Where the content lies in an image layout, and below the data directory: `blobs/<algorithm>/<hex>` (OCI image spec, "Image Layout").
+    pub fn layout_path(&self) -> String {
+        format!("blobs/{}/{}", self.algorithm.as_str(), self.hex())
+    }
+
     /// The hash value in lower-case hexadecimal, without the algorithm.
     pub fn hex(&self) -> String {
         const HEX: &[u8; 16] = b"0123456789abcdef";
@@ -218,6 +223,12 @@ mod tests {
     use super::*;
 
     const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn a_file_is_named_as_the_layout_says() {
+        let digest = Digest::sha256_of(b"x");
+        assert_eq!(digest.layout_path(), format!("blobs/sha256/{}", digest.hex()));
+    }
 
     #[test]
     fn the_digest_of_nothing_is_the_well_known_one() {

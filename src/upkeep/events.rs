@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use crate::oci::Digest;
 
 /// Which work a job does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -158,11 +157,6 @@ impl Report {
     }
 }
 
-/// Where the content of a digest lies, relative to the data directory (docs/storage-layout.md).
-pub(super) fn file_of(digest: &Digest) -> String {
-    format!("blobs/{}/{}", digest.algorithm().as_str(), digest.hex())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,11 +173,5 @@ mod tests {
         assert!(ended.starts_with(r#"{"event":"ended","objects":2,"#), "{ended}");
         assert_eq!(serde_json::from_str::<Event>(&ended).unwrap(), Event::Ended(report));
         assert!(!report.is_sound());
-    }
-
-    #[test]
-    fn a_file_is_named_as_the_layout_says() {
-        let digest = Digest::sha256_of(b"x");
-        assert_eq!(file_of(&digest), format!("blobs/sha256/{}", digest.hex()));
     }
 }

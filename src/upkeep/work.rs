@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::events::{Event, Finding, JobKind, Report, file_of};
+use super::events::{Event, Finding, JobKind, Report};
 use super::job::{Order, Story};
 use super::service::Upkeep;
 use super::settings::{PAGE, PROGRESS_EVERY};
@@ -147,7 +147,7 @@ impl<'a> Work<'a> {
             }
         };
         self.report.count(finding);
-        let (digest, file) = (digest.to_string(), file_of(digest));
+        let (digest, file) = (digest.to_string(), digest.layout_path());
         let size = object.size;
         self.story.tell(Event::Found { finding, digest, file, size, reason }).await?;
         Ok(())

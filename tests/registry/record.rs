@@ -91,10 +91,15 @@ async fn members(world: &World, set: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Waits until so many images have rows.
-async fn noted(world: &World, set: &str, count: usize) {
+/// Waits until so many images have rows. The set's own count is what is asked: it is written with the rows
+/// in one transaction, and one read of it cannot fall between two writes.
+async fn noted(world: &World, set: &str, count: u64) {
+    let counted = async || {
+        let sets = world.metadata().sets().await.expect("the rows can be read");
+        sets.into_iter().find(|one| one.name.as_str() == set).expect("there is the set").members
+    };
     within("the images to be noted", async {
-        while members(world, set).await.len() < count {
+        while counted().await < count {
             tokio::task::yield_now().await;
         }
     })

@@ -73,7 +73,7 @@ impl Tree {
         let Some(root) = self.get(&self.root).filter(|root| root.present) else {
             return Err(vec![self.lack(&self.root)]);
         };
-        let is_index = root.media_type.as_ref().is_some_and(MediaType::is_index);
+        let is_index = root.is_index();
         let images: Vec<&Member> = match is_index {
             true => {
                 let children = self.children(root);
@@ -156,11 +156,7 @@ impl Tree {
 
     fn lack(&self, digest: &Digest) -> Lack {
         let member = self.get(digest);
-        let state = match member {
-            Some(Member { damaged: true, .. }) => "damaged",
-            Some(Member { removed: true, .. }) => "removed",
-            _ => "absent",
-        };
+        let state = member.map_or("absent", Member::lack);
         let role = match member.map(|member| (member.role, &member.media_type)) {
             Some((Some(Role::Config), _)) => "configuration",
             Some((Some(Role::Layer), _)) => "layer",
@@ -207,8 +203,7 @@ impl Tree {
 
 /// Is it an index that is here and lists nothing that is meant? A bundle with one would be refused where it is taken in.
 fn is_hollow(member: &Member) -> bool {
-    let is_index = member.media_type.as_ref().is_some_and(MediaType::is_index);
-    is_index && member.present && member.children.is_empty()
+    member.is_index() && member.present && member.children.is_empty()
 }
 
 #[cfg(test)]

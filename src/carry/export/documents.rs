@@ -102,16 +102,11 @@ pub(super) fn docker(images: &BTreeMap<Loadable, Vec<String>>) -> Option<Bytes> 
         return None;
     }
     let images = images.iter().map(|(image, tags)| DockerImage {
-        config: path(&image.config),
+        config: image.config.layout_path(),
         repo_tags: tags.clone(),
-        layers: image.layers.iter().map(path).collect(),
+        layers: image.layers.iter().map(Digest::layout_path).collect(),
     });
     Some(json(&images.collect::<Vec<_>>()))
-}
-
-/// Where content lies in a layout.
-pub(super) fn path(digest: &Digest) -> String {
-    format!("blobs/{}/{}", digest.algorithm().as_str(), digest.hex())
 }
 
 /// The name of a repository as docker shows it: nothing in front of what it takes for granted.

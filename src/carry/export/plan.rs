@@ -73,12 +73,6 @@ struct Whole {
     objects: Vec<(Digest, Object)>,
 }
 
-/// What the walk looks for.
-struct Wanted {
-    platforms: Vec<PlatformPattern>,
-    referrers: bool,
-}
-
 impl Carry {
     /// Finds everything that the order means.
     ///
@@ -86,8 +80,8 @@ impl Carry {
     ///
     /// A name cannot be read or is not known, or an image is not complete; then everything that is missing is told.
     pub(super) async fn gather(&self, order: &ExportOrder) -> Result<Gathered, Error> {
-        let wanted =
-            Wanted { platforms: platforms(&order.platforms)?, referrers: !order.without_referrers };
+        let wish =
+            Wish { platforms: platforms(&order.platforms)?, referrers: !order.without_referrers };
         let roots = self.roots(order).await?;
         let (mut known, mut lacking) =
             (HashMap::<(RepositoryKey, Digest), Whole>::new(), Vec::new());
@@ -96,7 +90,7 @@ impl Carry {
             if known.contains_key(&key) {
                 continue;
             }
-            match self.whole(root, &wanted).await? {
+            match self.whole(root, &wish).await? {
                 Ok(whole) => drop(known.insert(key, whole)),
                 Err(lacks) => lacking.push((root.name(), lacks)),
             }
@@ -122,11 +116,10 @@ impl Carry {
         Ok(gathered)
     }
 
-    async fn whole(&self, root: &Root, wanted: &Wanted) -> Result<Result<Whole, Vec<Lack>>, Error> {
-        let wish = Wish { platforms: wanted.platforms.clone(), referrers: wanted.referrers };
-        let members = self.tree(&root.key, &root.digest, &wish).await?;
+    async fn whole(&self, root: &Root, wish: &Wish) -> Result<Result<Whole, Vec<Lack>>, Error> {
+        let members = self.tree(&root.key, &root.digest, wish).await?;
         let tree = Tree::new(root.digest, members);
-        let choice = match tree.choose(&wanted.platforms, wanted.referrers) {
+        let choice = match tree.choose(&wish.platforms, wish.referrers) {
             Ok(choice) => choice,
             Err(lacks) => return Ok(Err(lacks)),
         };
@@ -134,7 +127,7 @@ impl Carry {
             return Ok(Err(tree.choose(&[], false).err().unwrap_or_default()));
         };
         let mut chosen = choice.objects.clone();
-        let referrers = match wanted.referrers {
+        let referrers = match wish.referrers {
             true => self.referrers(&root.key, &tree, &mut chosen).await?,
             false => Vec::new(),
         };
@@ -269,7 +262,7 @@ impl Gathered {
             let those = self.objects.iter().filter(|(_, object)| object.is_manifest == manifests);
             files.extend(those.filter(|(digest, _)| !left_out(digest)).map(|(digest, object)| {
                 let source = Source::Content(object.repository.clone(), *digest);
-                File { path: documents::path(digest), size: object.size, source }
+                File { path: digest.layout_path(), size: object.size, source }
             }));
         }
         let bytes = length(&files).map_err(|error| Error::new(Reason::Value, error.to_string()))?;

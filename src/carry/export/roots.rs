@@ -1,6 +1,7 @@
 //! What an order names: images one by one, and those of sets.
 
 use crate::carry::error::{Error, Reason};
+use crate::carry::place::short_name;
 use crate::carry::service::Carry;
 use crate::carry::settings::IMAGES_MAX;
 use crate::clock::Timestamp;
@@ -26,10 +27,7 @@ pub(super) struct Root {
 impl Root {
     /// In full, and unlike all others of one bundle.
     pub(super) fn name(&self) -> String {
-        match &self.tag {
-            Some(tag) => format!("{}:{tag}", self.key),
-            None => format!("{}@{}", self.key, self.digest),
-        }
+        short_name(&self.key, self.tag.as_ref(), &self.digest)
     }
 }
 
@@ -85,7 +83,7 @@ impl Carry {
     }
 
     async fn of_set(&self, name: &str, roots: &mut Vec<Root>) -> Result<(), Error> {
-        let members = self.members_of(name).await?;
+        let members = self.members_of(&self.set_named(name).await?).await?;
         if members.is_empty() {
             return Err(Error::new(Reason::Set, format!("the set {name} has no images")));
         }

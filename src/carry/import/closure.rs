@@ -97,10 +97,16 @@ impl<'a> Closure<'a> {
         let mut seen = HashSet::new();
         while let Some(next) = open.pop_front() {
             if next.depth > DEPTH_MAX {
-                return Err(bad(&path(&next.digest), "the indexes above it are nested too deeply"));
+                return Err(bad(
+                    &next.digest.layout_path(),
+                    "the indexes above it are nested too deeply",
+                ));
             }
             if u32::try_from(seen.len()).unwrap_or(u32::MAX) >= TREE_MAX {
-                return Err(bad(&path(digest), "it has more descriptors below it than any image"));
+                return Err(bad(
+                    &digest.layout_path(),
+                    "it has more descriptors below it than any image",
+                ));
             }
             let known = self.documents.contains_key(&next.digest);
             self.look(&next).await?;
@@ -111,7 +117,7 @@ impl<'a> Closure<'a> {
                 continue;
             };
             let children: Vec<(Role, Descriptor)> = document.manifest.children.clone();
-            let by = path(&next.digest);
+            let by = next.digest.layout_path();
             for (role, child) in children {
                 if role == Role::Child && child.media_type.is_manifest() {
                     let Descriptor { media_type, digest, size, .. } = child;
@@ -135,7 +141,7 @@ impl<'a> Closure<'a> {
             return Ok(());
         };
         let Open { digest, media_type, by, .. } = open;
-        let name = path(digest);
+        let name = digest.layout_path();
         if open.size != size {
             return Err(bad(&name, &format!("it has {size} bytes, and {by} says {}", open.size)));
         }
@@ -168,7 +174,7 @@ impl<'a> Closure<'a> {
             return Ok(Ok(Arc::clone(&known.manifest)));
         }
         let bytes = self.content.get(digest, MANIFEST_SIZE_LIMIT_DEFAULT).await;
-        let bytes = bytes.map_err(|error| cannot_store(&path(digest), size, &error))?;
+        let bytes = bytes.map_err(|error| cannot_store(&digest.layout_path(), size, &error))?;
         let Some(bytes) = bytes else {
             return Ok(Err("it is larger than a manifest may be, or cannot be read".to_owned()));
         };
@@ -179,7 +185,7 @@ impl<'a> Closure<'a> {
         self.descriptors = self.descriptors.saturating_add(manifest.children.len());
         if self.descriptors > DESCRIPTORS_MAX {
             let why = format!("with it the manifests list more than {DESCRIPTORS_MAX} objects");
-            return Err(bad(&path(digest), &why));
+            return Err(bad(&digest.layout_path(), &why));
         }
         Ok(Ok(Arc::new(manifest)))
     }
@@ -195,8 +201,8 @@ impl<'a> Closure<'a> {
         let of_schema1 = self.documents[by].manifest.kind == ManifestKind::Schema1;
         match found {
             Some(size) if size != child.size && !of_schema1 => Err(bad(
-                &path(&child.digest),
-                &format!("it has {size} bytes, and {} says {}", path(by), child.size),
+                &child.digest.layout_path(),
+                &format!("it has {size} bytes, and {} says {}", by.layout_path(), child.size),
             )),
             None if !child.foreign => {
                 let missing = (role, child.digest);
@@ -209,7 +215,7 @@ impl<'a> Closure<'a> {
 
     async fn size_here(&mut self, digest: &Digest) -> Result<Option<u64>, Error> {
         if !self.here.contains_key(digest) {
-            let failed = |error| cannot_store(&path(digest), 0, &error);
+            let failed = |error| cannot_store(&digest.layout_path(), 0, &error);
             let counts = match &self.of {
                 Some((key, _)) => {
                     let shown = self.content.metadata().is_shown(digest, key).await;
@@ -244,7 +250,7 @@ impl<'a> Closure<'a> {
                 let absent = children.filter(|child| !self.documents.contains_key(*child));
                 missing.extend(absent.map(|child| needs("the manifest", child)));
                 if document.manifest.children.is_empty() {
-                    return Err(bad(&path(digest), "it is an index of nothing"));
+                    return Err(bad(&digest.layout_path(), "it is an index of nothing"));
                 }
             }
             missing.extend(document.missing.iter().map(|(role, child)| {
@@ -337,9 +343,4 @@ impl<'a> Closure<'a> {
         }
         objects
     }
-}
-
-/// Where content lies in a layout.
-fn path(digest: &Digest) -> String {
-    format!("blobs/{}/{}", digest.algorithm().as_str(), digest.hex())
 }

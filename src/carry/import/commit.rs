@@ -11,6 +11,7 @@ use super::service::ImportOrder;
 use super::{layout, legacy};
 use crate::carry::error::Error;
 use crate::carry::events::{Event, Fate, Report, Work};
+use crate::carry::place::short_name;
 use crate::carry::service::{Carry, Job};
 use crate::clock::Timestamp;
 use crate::metadata::{ImportCommit, ImportedTag, Proof, RepositoryKey, RevisionCommit, SetMember};
@@ -245,14 +246,14 @@ fn revision(
     })
 }
 
-/// One move for each tag; a moment that is still to come is now.
+/// One move for each tag.
 fn tags(wholes: &[Whole], source: &str, at: Timestamp) -> Result<Vec<ImportedTag>, Error> {
     let mut tags: BTreeMap<(RepositoryKey, String), ImportedTag> = BTreeMap::new();
     for whole in wholes {
         let Some(tag) = &whole.name.tag else {
             continue;
         };
-        let since = whole.since.unwrap_or(at).min(at);
+        let since = whole.since.unwrap_or(at);
         let (repository, tag) = (whole.name.key.clone(), tag.clone());
         let named = format!("{repository}:{tag}");
         let place = (repository.clone(), tag.to_string());
@@ -285,11 +286,7 @@ fn repositories(wholes: &[Whole]) -> Vec<RepositoryKey> {
 }
 
 fn full(whole: &Whole) -> String {
-    let key = &whole.name.key;
-    match &whole.name.tag {
-        Some(tag) => format!("{key}:{tag}"),
-        None => format!("{key}@{}", whole.digest),
-    }
+    short_name(&whole.name.key, whole.name.tag.as_ref(), &whole.digest)
 }
 
 /// What the set is of, in short.

@@ -1,6 +1,5 @@
 //! `roadstead import`.
 
-use std::fs;
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,14 +17,15 @@ use crate::app::images::{Event, ExportPlan};
 use crate::cli::admin::{Ask, Client, Lines, Trouble};
 use crate::cli::command::{FAILED, WRONG_USAGE, complain, fail, say};
 use crate::cli::reach::{Done, Failure, with_client};
+use crate::cli::staged;
+use crate::cli::story::LINE_EVERY;
 use crate::cli::upload::{Sent, Upload};
 use crate::cli::words::clean;
 use crate::clock::{Clock, SystemClock};
 use crate::oci::Receipt;
 
-/// How often the bar moves, and how often there is a line without a terminal.
+/// How often the bar moves.
 const BAR_EVERY: Duration = Duration::from_millis(200);
-const LINE_EVERY: Duration = Duration::from_secs(10);
 const BAR: &str = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
 const COUNTER: &str = "{spinner} {bytes} {bytes_per_sec}";
 
@@ -178,10 +178,7 @@ async fn write_receipt(client: &Client<'_>, set: &str, file: &Path) -> Result<()
         let digest = digest.parse().map_err(|_invalid| Failure::Trouble(Trouble::Strange))?;
         receipt.insert(digest).map_err(|full| told(full.to_string()))?;
     }
-    let mut part = file.as_os_str().to_owned();
-    part.push(".part");
-    let written = fs::write(&part, receipt.to_string()).and_then(|()| fs::rename(&part, file));
-    written.map_err(|error| {
+    staged::write(file, &receipt.to_string()).map_err(|error| {
         told(format!(
             "the images are in, but the receipt {} cannot be written: {error}",
             file.display()
