@@ -9,7 +9,7 @@ use crate::support::{
 };
 
 /// How long the daemon may take to listen.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(60);
 /// How long one command may take.
 const COMMAND: Duration = Duration::from_secs(120);
 /// The name of the daemon's directory in the scene.

@@ -249,7 +249,7 @@ async fn a_slow_reader_that_goes_on_reading_is_left_in_peace() {
 
 #[tokio::test]
 async fn a_reader_that_stops_is_cut() {
-    let scene = Scene::with("idle_body = \"400ms\"").await;
+    let scene = Scene::with("idle_body = \"1s\"").await;
     let mut stuck = Vec::new();
     for _ in 0..20 {
         stuck.push(scene.stuck(&scene.client()).await);

@@ -410,7 +410,7 @@ async fn a_reader_that_takes_nothing_is_ended_and_the_download_is_not() {
     let fake = Fake::start().await;
     let blob = Blob::synthetic(77, 32 * MIB);
     fake.push(NAME, "latest", &Image::build("stuck").layer(blob.clone()).finish());
-    let limits = "[limits]\nidle_body = \"300ms\"\n";
+    let limits = "[limits]\nidle_body = \"1500ms\"\n";
     let world = World::builder().upstream("docker.io", &fake).tables(limits).start().await;
     let client = world.client();
     client.manifest(NAME, "latest").expect(200).await;

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 /// How long a daemon may take to end after SIGTERM before it is killed.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the readers may take to see the end of the output after the child has ended. A grandchild that
 /// inherited the pipe keeps it open; its later words are not waited for.
 const LAST_WORDS: Duration = Duration::from_secs(5);

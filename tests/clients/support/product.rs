@@ -11,7 +11,7 @@ use super::scene::Scene;
 use super::upstream::{PORT_ATTEMPTS, Upstream, free_port};
 
 /// How long it may take to say where it listens.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(60);
 /// How long a bundle of all images may take.
 const EXPORT: Duration = Duration::from_secs(300);
 /// A freshness that is over before the next phase, so that every later pull has to ask about the tag again.

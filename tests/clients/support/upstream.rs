@@ -15,11 +15,11 @@ use super::process::Watched;
 use super::scene::Scene;
 
 /// How long the registry may take until it listens.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(60);
 /// How long its log may take until it shows a request.
 const LOG: Duration = Duration::from_secs(5);
 /// How long a cache may take until it has stored a blob.
-const STORED: Duration = Duration::from_secs(30);
+const STORED: Duration = Duration::from_secs(60);
 /// The ports that are tried: below the range from which the kernel gives ports to clients.
 const FIRST_PORT: u16 = 20_000;
 const PORTS: u16 = 12_000;
