@@ -33,13 +33,18 @@ async fn read(client: &Client, blob: &Blob, start: u64, end: u64) {
     is_part(&client.blob(NAME, &blob.digest).range(&range).send().await, blob, start, end);
 }
 
-/// The whole is stored, and upstream was paid once.
+/// The whole is stored, and upstream was paid once; what was on the way when a connection was cut comes on top.
 async fn ends_fairly(fake: &Fake, world: World, blob: &Blob, what: &str) {
+    paid_at_most(fake, world, blob, blob.len() / 20, what).await;
+}
+
+/// The same, with so many bytes on top.
+async fn paid_at_most(fake: &Fake, world: World, blob: &Blob, more: u64, what: &str) {
     world.downloads_over().await;
     fake.quiet().await;
     assert!(world.has_stored(&blob.digest), "{what}: the cache wants the whole");
     let (sent, size) = (fake.blob_bytes(&blob.digest), blob.len());
-    assert!(sent >= size && sent <= size + size / 20, "{what}: {sent} bytes for a blob of {size}");
+    assert!(sent >= size && sent <= size + more, "{what}: {sent} bytes for a blob of {size}");
     world.finish().await;
 }
 
@@ -253,7 +258,8 @@ async fn every_range_is_a_206_also_over_a_restart() {
     }
     fake.remove(&slow);
     read(&world.client(), &blob, 5 * MIB, 6 * MIB).await;
-    ends_fairly(&fake, world, &blob, "over restarts").await;
+    // Each stop leaves in the sockets what a busy machine has not read by then.
+    paid_at_most(&fake, world, &blob, blob.len() / 8, "over restarts").await;
 }
 
 #[tokio::test]
