@@ -60,8 +60,10 @@ fn the_folder_of_a_pull_through_cache_is_served_to_docker_and_skopeo() {
     // The old cache stores a blob behind its answer.
     for image in images {
         let platforms = [Some(&image.native), image.foreign.as_ref()];
-        for digest in platforms.into_iter().flatten().flat_map(|platform| &platform.layers) {
-            cache.has_stored(&old, image.repository, digest);
+        for platform in platforms.into_iter().flatten() {
+            for digest in platform.layers.iter().chain([&platform.config]) {
+                cache.has_stored(&old, image.repository, digest);
+            }
         }
     }
     cache.stop();
