@@ -1,8 +1,8 @@
-//! Rows: what is unused and for how long, and through which upstream content came.
+//! Rows: what is unused and for how long, through which upstream content came, and whether the clock that dates it is right.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::model::{Idle, Usage};
+use super::model::{ClockSeen, Idle, Usage};
 use super::query::{self, Result};
 use crate::clock::Timestamp;
 use crate::oci::{Digest, RegistryName};
@@ -81,6 +81,20 @@ pub(super) fn put_back(rows: &Connection, now: Timestamp, ahead: Timestamp) -> R
         doomed.execute([*object, now])?;
     }
     Ok(used > 0 || !waiting.is_empty())
+}
+
+pub(super) fn clock_seen(rows: &Connection) -> Result<Option<ClockSeen>> {
+    rows.prepare_cached("SELECT since, last FROM clock WHERE id = 1")?
+        .query_row([], |row| {
+            Ok(ClockSeen { since: query::timestamp(row, 0)?, last: query::timestamp(row, 1)? })
+        })
+        .optional()
+}
+
+pub(super) fn note_clock(rows: &Connection, seen: ClockSeen) -> Result<()> {
+    rows.prepare_cached("INSERT OR REPLACE INTO clock (id, since, last) VALUES (1, ?1, ?2)")?
+        .execute([seen.since.as_millis(), seen.last.as_millis()])?;
+    Ok(())
 }
 
 /// The sums of all origins, in the order of their names.

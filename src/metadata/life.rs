@@ -169,6 +169,16 @@ impl Metadata {
         }
     }
 
+    /// What [`Metadata::note_clock`] noted last.
+    pub async fn clock_seen(&self) -> Result<Option<ClockSeen>, Error> {
+        self.read(idle::clock_seen).await
+    }
+
+    /// Notes what was seen of the machine's clock, in place of what was noted before.
+    pub async fn note_clock(&self, seen: ClockSeen) -> Result<(), Error> {
+        self.run(Operation::NoteClock(seen)).await.map(drop)
+    }
+
     /// What is stored, by the upstream through which it came; content of unknown origin apart, if there is any.
     pub async fn usage_by_upstream(&self) -> Result<Vec<(Option<RegistryName>, Usage)>, Error> {
         let read = |rows: &Connection| Ok((idle::usage(rows)?, query::usage(rows)?));

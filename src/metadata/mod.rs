@@ -24,6 +24,8 @@ mod hot_manifest;
 mod hot_race_tests;
 mod idle;
 mod import;
+#[cfg(test)]
+mod import_tests;
 mod life;
 #[cfg(test)]
 mod life_tests;
@@ -74,13 +76,13 @@ mod writer;
 pub use error::{Error, OpenError};
 pub use hot::Stamp;
 pub use model::{
-    BlobRecord, CredentialFingerprint, Deleted, Doomed, FileMark, Holder, Holders, HotManifest,
-    Idle, Moment, NamedRevision, NamedTag, Node, ObjectRecord, Proof, Purged, RepositoryKey,
-    RevisionCommit, RevisionRecord, StoredObject, TagLink, TagMove, TagRecord, TimelineEntry,
-    Usage, Within,
+    BlobRecord, ClockSeen, CredentialFingerprint, Deleted, Doomed, FileMark, Holder, Holders,
+    HotManifest, Idle, Moment, NamedRevision, NamedTag, Node, ObjectRecord, Proof, Purged,
+    RepositoryKey, RevisionCommit, RevisionRecord, StoredObject, TagLink, TagMove, TagRecord,
+    TimelineEntry, Usage, Within,
 };
 pub use removal::{InUse, Taken, Why};
-pub use rules::{RULE_REASON_BYTES_MAX, RULES_MAX, Rule, RuleKind, Rules};
+pub use rules::{RULE_REASON_BYTES_MAX, RULES_MAX, Rule, RuleKind, Rules, Switch, Switches};
 pub use schema::SCHEMA_VERSION;
 pub use sets::{
     ImportCommit, Imported, ImportedTag, SET_DETAIL_BYTES_MAX, SETS_MAX, SetKind, SetMember,

@@ -57,6 +57,11 @@ pub struct TagRecord {
     pub source: String,
 }
 
+/// Is that the source of a tag that upstream denies?
+pub(super) fn is_denial(source: &str) -> bool {
+    source.ends_with(DENIED)
+}
+
 impl TagRecord {
     /// The source to record when `host` denies a tag.
     pub fn denied_by(host: &str) -> String {
@@ -65,7 +70,7 @@ impl TagRecord {
 
     /// Did upstream deny the tag, rather than say that it does not exist?
     pub fn is_denied(&self) -> bool {
-        self.digest.is_none() && self.source.ends_with(DENIED)
+        self.digest.is_none() && is_denial(&self.source)
     }
 }
 
@@ -136,6 +141,9 @@ pub struct TimelineEntry {
     pub since: Timestamp,
     /// `None`: until now.
     pub until: Option<Timestamp>,
+    /// When it began by the clock of whoever saw it, where that was ahead of ours and `since` is when we were told; or when it began
+    /// once more, of which somebody else told us.
+    pub told: Option<Timestamp>,
     pub source: String,
 }
 
@@ -306,6 +314,15 @@ pub struct Purged {
     pub tags: u64,
     pub revisions: u64,
     pub more: bool,
+}
+
+/// What was seen of the machine's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockSeen {
+    /// It goes on without a step since then, ...
+    pub since: Timestamp,
+    /// ... as far as was seen until then.
+    pub last: Timestamp,
 }
 
 /// An object that may have lost the last thing that held it.

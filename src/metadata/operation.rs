@@ -7,14 +7,14 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::error::Error;
 use super::hot::Key;
-use super::model::{Deleted, FileMark, Proof, Purged, RepositoryKey, RevisionCommit};
+use super::model::{ClockSeen, Deleted, FileMark, Proof, Purged, RepositoryKey, RevisionCommit};
 use super::removal::{Removal, Taken, doom};
-use super::rules::{Rule, RuleKind};
+use super::rules::{Rule, RuleKind, Switch};
 use super::set_rows::SetChange;
 use super::sets::{ImportCommit, Imported, SetMember, SetRecord};
 use super::{idle, import, presence, revision, rule_rows, wanted_rows};
 use crate::clock::Timestamp;
-use crate::oci::{Digest, MediaType, RegistryName, Scope, Tag};
+use crate::oci::{Digest, MediaType, Scope, Tag};
 
 /// Children of one manifest whose records are worth keeping hot; a pull asks for them next.
 const HOT_CHILDREN_MAX: usize = 64;
@@ -77,6 +77,7 @@ pub(super) enum Operation {
         digests: Vec<Digest>,
         to: Timestamp,
     },
+    NoteClock(ClockSeen),
     PutBack {
         now: Timestamp,
         ahead: Timestamp,
@@ -86,9 +87,8 @@ pub(super) enum Operation {
     /// With since when each of its tags is frozen.
     Import(Box<ImportCommit>, Vec<Option<Timestamp>>),
     ForgetWanted,
-    /// `None`: all upstreams.
     Switch {
-        upstream: Option<RegistryName>,
+        what: Switch,
         offline: bool,
         at: Timestamp,
     },
@@ -209,6 +209,17 @@ impl Operation {
         }
     }
 
+    /// May it change so much that it must be a transaction of its own? A savepoint would keep a copy of every page that it changes in
+    /// memory, and SQLite walks over all of them after each statement that it could have to take back.
+    pub(super) fn stands_alone(&self) -> bool {
+        matches!(self, Self::Import(..))
+    }
+
+    /// Does it leave members of a set that was removed?
+    pub(super) fn clears(&self) -> bool {
+        matches!(self, Self::ChangeSet(change) if change.clears())
+    }
+
     /// Is what it changed likely to be asked for next? Upkeep walks over everything, and must not push out what clients want.
     pub(super) fn warms(&self) -> bool {
         !matches!(self, Self::SetVerified { .. } | Self::Remove(_) | Self::Import(..))
@@ -233,6 +244,10 @@ impl Operation {
                 let any = idle::put_back(rows, *now, *ahead)?;
                 Ok(Applied::telling(Outcome::Changed(any)))
             }
+            Self::NoteClock(seen) => {
+                idle::note_clock(rows, *seen)?;
+                Ok(Applied::telling(Outcome::Done))
+            }
             Self::Postpone { digests, to } => {
                 idle::postpone(rows, digests, *to)?;
                 Ok(Applied::telling(Outcome::Done))
@@ -243,9 +258,9 @@ impl Operation {
             Self::ForgetWanted => {
                 Ok(Applied::telling(Outcome::Counted(wanted_rows::forget(rows)?)))
             }
-            Self::Switch { upstream, offline, at } => {
+            Self::Switch { what, offline, at } => {
                 context.epoch += 1;
-                rule_rows::switch(rows, upstream.as_ref(), *offline, *at)?;
+                rule_rows::switch(rows, what, *offline, *at)?;
                 Ok(Applied::telling(Outcome::Done))
             }
             _ => self.learn(rows).map(Applied::from),

@@ -27,7 +27,7 @@ const SOURCES: [&str; 14] = [
 /// Fewer than this means that they are not found any more.
 const STATEMENTS_MIN: usize = 140;
 /// Steps of plans that read everything, and why they may.
-const MAY_READ_ALL: [(&str, &str); 8] = [
+const MAY_READ_ALL: [(&str, &str); 9] = [
     ("SCAN usage", "it has one row"),
     ("SCAN CONSTANT ROW", "it is no table"),
     ("SCAN origins USING INDEX sqlite_autoindex_origins_1", "it has a row for each upstream"),
@@ -36,6 +36,7 @@ const MAY_READ_ALL: [(&str, &str); 8] = [
     ("SCAN switches", "there are few, and all of them are wanted"),
     ("SCAN sets USING INDEX sqlite_autoindex_sets_1", "all of them are wanted"),
     ("SCAN sets USING COVERING INDEX sqlite_autoindex_sets_1", "there are few"),
+    ("SCAN sets", "there are few, and it is asked for when one was removed or the store opens"),
 ];
 /// Steps that sort or gather, and why they may.
 const MAY_GATHER: [(&str, &str); 1] =

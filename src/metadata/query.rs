@@ -206,22 +206,13 @@ pub(super) fn timeline(
     limit: u32,
 ) -> Result<Vec<TimelineEntry>> {
     let mut statement = connection.prepare_cached(
-        "SELECT o.digest, l.since, l.until, l.source FROM timeline l \
+        "SELECT o.digest, l.since, l.until, l.told, l.source FROM timeline l \
          JOIN repositories p ON p.id = l.repository LEFT JOIN objects o ON o.id = l.object \
          WHERE p.upstream = ?1 AND p.name = ?2 AND l.tag = ?3 ORDER BY l.id DESC LIMIT ?4",
     )?;
     let parameters =
         params![repository.upstream.as_str(), repository.name.as_str(), tag.as_str(), limit];
-    statement
-        .query_map(parameters, |row| {
-            Ok(TimelineEntry {
-                digest: optional_digest(row, 0)?,
-                since: timestamp(row, 1)?,
-                until: row.get::<_, Option<i64>>(2)?.map(Timestamp::from_millis),
-                source: row.get(3)?,
-            })
-        })?
-        .collect()
+    statement.query_map(parameters, super::timeline::entry)?.collect()
 }
 
 pub(super) fn was_tagged(

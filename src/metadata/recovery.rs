@@ -21,7 +21,7 @@ use super::schema::sql_error;
 use crate::clock::Timestamp;
 
 /// What every store of ours has.
-const TABLES: [&str; 16] = [
+const TABLES: [&str; 17] = [
     "repositories",
     "objects",
     "edges",
@@ -38,6 +38,7 @@ const TABLES: [&str; 16] = [
     "set_members",
     "wanted",
     "switches",
+    "clock",
 ];
 /// Of a database that was moved aside; followed by milliseconds since 1970.
 const DAMAGED_SUFFIX: &str = ".damaged-";

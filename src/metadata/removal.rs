@@ -19,7 +19,7 @@ use super::operation::{
 use super::presence::{self, below};
 use super::purge;
 use super::query::{self, Result, STATE_PRESENT};
-use super::set_rows;
+use super::set_rows::{self, KIND_REMOVED};
 use crate::clock::Timestamp;
 use crate::oci::{Digest, Tag};
 
@@ -290,7 +290,8 @@ pub(super) fn unlink(
     let mut linked = rows.prepare_cached(
         "SELECT 1 FROM timeline INDEXED BY timeline_object \
          WHERE object = ?1 AND repository = ?2 \
-         UNION ALL SELECT 1 FROM set_members WHERE object = ?1 AND repository = ?2 LIMIT 1",
+         UNION ALL SELECT 1 FROM set_members m CROSS JOIN sets s ON s.id = m.belongs \
+         WHERE m.object = ?1 AND m.repository = ?2 AND s.kind < ?3 LIMIT 1",
     )?;
     let mut needed = rows.prepare_cached(
         "SELECT 1 FROM edges e CROSS JOIN revisions r ON r.repository = ?2 AND r.object = e.parent \
@@ -302,7 +303,9 @@ pub(super) fn unlink(
     )?;
     let mut digest = rows.prepare_cached("SELECT digest FROM objects WHERE id = ?1")?;
     while let Some(object) = open.pop() {
-        if linked.exists([object, repository])? || needed.exists([object, repository])? {
+        if linked.exists([object, repository, KIND_REMOVED])?
+            || needed.exists([object, repository])?
+        {
             continue;
         }
         if unlink.execute([object, repository, at.as_millis()])? == 0 {

@@ -4,9 +4,9 @@ use rusqlite::{Connection, Row, params};
 
 use super::operation::Failure;
 use super::query::{self, Result};
-use super::rules::{RULES_MAX, Rule, RuleKind, Rules, Switches};
+use super::rules::{RULES_MAX, Rule, RuleKind, Rules, Switch, Switches};
 use crate::clock::Timestamp;
-use crate::oci::{RegistryName, Scope};
+use crate::oci::{HostFamily, RegistryName, Scope};
 
 const KIND_PIN: i64 = 0;
 const KIND_FREEZE: i64 = 1;
@@ -92,24 +92,38 @@ pub(super) fn remove(rows: &Connection, id: i64) -> Result<bool> {
 fn switches(rows: &Connection) -> Result<Switches> {
     let mut statement = rows.prepare_cached("SELECT upstream FROM switches ORDER BY upstream")?;
     let found = statement.query_map([], |row| row.get(0))?.collect::<Result<Vec<String>>>()?;
-    let named = found.iter().filter(|name| *name != ALL);
-    let upstreams = named.filter_map(|name| {
-        name.parse::<RegistryName>()
-            .inspect_err(|error| tracing::error!(name, %error, "a switch that cannot be read is passed over"))
-            .ok()
-    });
-    Ok(Switches { all: found.iter().any(|name| name == ALL), upstreams: upstreams.collect() })
+    let (mut all, mut upstreams, mut families) = (false, Vec::new(), Vec::new());
+    for name in found {
+        // No name of a registry has a star, and no family is without one.
+        if name == ALL {
+            all = true;
+        } else if let Ok(family) = name.parse::<HostFamily>() {
+            families.push(family);
+        } else {
+            match name.parse::<RegistryName>() {
+                Ok(name) => upstreams.push(name),
+                Err(error) => {
+                    tracing::error!(name, %error, "a switch that cannot be read is passed over");
+                }
+            }
+        }
+    }
+    Ok(Switches { all, upstreams: upstreams.into(), families: families.into() })
 }
 
-/// Switches an upstream off or on. All of them on is each of them on.
+/// Switches upstreams off or on. All of them on is each of them on; a family on leaves what is off by its own name.
 pub(super) fn switch(
     rows: &Connection,
-    upstream: Option<&RegistryName>,
+    what: &Switch,
     offline: bool,
     at: Timestamp,
 ) -> std::result::Result<(), Failure> {
-    let name = upstream.map_or(ALL, RegistryName::as_str);
-    match (offline, upstream) {
+    let name = match what {
+        Switch::All => ALL,
+        Switch::Upstream(name) => name.as_str(),
+        Switch::Family(family) => family.as_str(),
+    };
+    match (offline, what) {
         (true, _) => {
             let count: i64 = rows
                 .prepare_cached("SELECT count(*) FROM switches")?
@@ -122,10 +136,10 @@ pub(super) fn switch(
             )?
             .execute(params![name, at.as_millis()])?;
         }
-        (false, Some(_)) => {
+        (false, Switch::Upstream(_) | Switch::Family(_)) => {
             rows.prepare_cached("DELETE FROM switches WHERE upstream = ?1")?.execute([name])?;
         }
-        (false, None) => {
+        (false, Switch::All) => {
             rows.prepare_cached("DELETE FROM switches")?.execute([])?;
         }
     }

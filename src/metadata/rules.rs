@@ -2,12 +2,13 @@
 //!
 //! There are few of them and every resolved tag asks, so all of them are in memory, replaced after COMMIT and before the writer's answer.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::model::RepositoryKey;
 use crate::clock::Timestamp;
-use crate::oci::{Digest, RegistryName, Scope, Tag};
+use crate::oci::{Digest, HostFamily, RegistryName, Scope, Tag};
 
 /// Pins and freezes together; more would make each look slow.
 pub const RULES_MAX: usize = 10_000;
@@ -42,12 +43,24 @@ pub struct Rules {
     epoch: u64,
 }
 
-/// Which upstreams are switched off.
+/// What is switched off and on as one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Switch {
+    /// All upstreams.
+    All,
+    Upstream(RegistryName),
+    /// Every host of the family, those that nobody has named yet included.
+    Family(HostFamily),
+}
+
+/// What is switched off, each by itself: an upstream may be so in more than one way, and is asked again when none of them is left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Switches {
-    pub(super) all: bool,
+pub struct Switches {
+    pub all: bool,
     /// By name.
-    pub(super) upstreams: Arc<[RegistryName]>,
+    pub upstreams: Arc<[RegistryName]>,
+    /// By name.
+    pub families: Arc<[HostFamily]>,
 }
 
 /// The rules as they are now.
@@ -85,6 +98,37 @@ impl Current {
     }
 }
 
+impl Switches {
+    /// Is that very switch thrown? A host of a family that is off is not by itself.
+    pub fn has(&self, switch: &Switch) -> bool {
+        match switch {
+            Switch::All => self.all,
+            Switch::Upstream(name) => self.upstreams.contains(name),
+            Switch::Family(family) => self.families.contains(family),
+        }
+    }
+
+    /// The switches because of which an upstream is not asked.
+    pub fn of<'a>(&'a self, upstream: &'a RegistryName) -> impl Iterator<Item = Switch> + 'a {
+        let all = self.all.then_some(Switch::All);
+        let own = self.upstreams.iter().filter(move |name| *name == upstream);
+        let families = self.families.iter().filter(move |family| family.has_member(upstream));
+        let own = own.cloned().map(Switch::Upstream);
+        all.into_iter().chain(own).chain(families.cloned().map(Switch::Family))
+    }
+}
+
+impl fmt::Display for Switch {
+    /// As `roadstead offline` takes it; all of them are `all`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Upstream(name) => name.fmt(f),
+            Self::Family(family) => family.fmt(f),
+        }
+    }
+}
+
 impl Rules {
     /// Rules by id, as the rows or a test has them.
     pub fn new(all: Vec<Rule>, epoch: u64) -> Self {
@@ -112,14 +156,16 @@ impl Rules {
         Self { switches: Switches::default(), ..self.clone() }
     }
 
-    /// Is the upstream switched off, by itself or with all of them?
+    /// Is the upstream switched off, by itself, with its family or with all of them?
     pub fn is_offline(&self, upstream: &RegistryName) -> bool {
-        self.switches.all || self.switches.upstreams.contains(upstream)
+        let Switches { all, upstreams, families } = &self.switches;
+        *all || upstreams.contains(upstream)
+            || families.iter().any(|family| family.has_member(upstream))
     }
 
-    /// Are all upstreams switched off, and which are by themselves, by name?
-    pub fn switched_off(&self) -> (bool, &[RegistryName]) {
-        (self.switches.all, &self.switches.upstreams)
+    /// All that is switched off.
+    pub fn switched_off(&self) -> &Switches {
+        &self.switches
     }
 
     pub fn is_empty(&self) -> bool {

@@ -17,12 +17,13 @@ use super::error::OpenError;
 const APPLICATION_ID: i64 = 0x5264_5374;
 
 /// The steps from an empty database to the current schema.
-pub(super) const MIGRATIONS: [&str; 5] = [VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5];
+pub(super) const MIGRATIONS: [&str; 6] =
+    [VERSION_1, VERSION_2, VERSION_3, VERSION_4, VERSION_5, VERSION_6];
 
 /// The schema that this program reads and writes.
-pub const SCHEMA_VERSION: i64 = 5;
+pub const SCHEMA_VERSION: i64 = 6;
 
-const _: () = assert!(MIGRATIONS.len() == 5 && SCHEMA_VERSION == 5);
+const _: () = assert!(MIGRATIONS.len() == 6 && SCHEMA_VERSION == 6);
 
 /// - `objects`: everything with a digest (1 byte algorithm, then the raw hash). `state`: 0 known but not here, 1 present, 2 damaged
 ///   and put aside. `size` is the verified length and stays when the content goes; what manifests claim stands in `membership`,
@@ -234,6 +235,19 @@ CREATE TABLE switches (
     upstream TEXT PRIMARY KEY,
     since INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+";
+
+/// - `timeline.told`: when the move was by the clock of whoever saw it, where that was later than our now and `since` is cut to it; or when
+///   the tag came back there, of which an import told and we saw nothing.
+/// - `clock`: one row, of what was seen of our own clock; `since` when it went on without a step until `last`.
+const VERSION_6: &str = "
+ALTER TABLE timeline ADD COLUMN told INTEGER;
+
+CREATE TABLE clock (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    since INTEGER NOT NULL,
+    last INTEGER NOT NULL
+) STRICT;
 ";
 
 /// Brings the database up to the last of `migrations`, making the tables if it is new.

@@ -27,6 +27,11 @@ fn database(root: &Path) -> PathBuf {
     root.join("roadstead.db")
 }
 
+/// The copy that is left of a store of that version.
+fn copy_of(root: &Path, version: i64) -> PathBuf {
+    root.join(format!("roadstead.db.v{version}.bak"))
+}
+
 fn open(path: PathBuf) -> Result<Metadata, OpenError> {
     let settings = Settings::new(path);
     Metadata::open(settings, Arc::new(SystemClock), &mut Registry::default())
@@ -55,8 +60,8 @@ async fn an_older_store_is_migrated_and_a_copy_is_kept() {
         assert_eq!(value(&migrated, "SELECT min(pins) FROM objects"), 7);
         assert_eq!(value(&migrated, "SELECT count(*) FROM tags"), 1);
     }
-    let copy = root.path().join("roadstead.db.v5.bak");
-    assert!(!root.path().join("roadstead.db.v5.bak.partial").exists());
+    let copy = copy_of(root.path(), SCHEMA_VERSION);
+    assert!(!copy.with_extension("bak.partial").exists());
     assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o077, 0);
     // The copy is a whole store of the old version: put back, it works with the old program.
     fs::rename(&copy, &path).unwrap();
@@ -103,26 +108,52 @@ INSERT INTO objects (id, digest, kind, state, size, created, verified, accessed)
     (3, DIGEST3, 0, 0, 3000, 3, NULL, 33), (4, DIGEST4, 0, 1, 40000, 4, 4, 44);
 INSERT INTO edges VALUES (1, 2, 1, 0, 0, NULL), (1, 3, 1, 1, 0, NULL);
 INSERT INTO membership (object, repository, proved) VALUES (1, 1, 5), (2, 1, 5), (2, 2, 6), (3, 1, 5);
-INSERT INTO revisions VALUES (1, 1, 'application/vnd.oci.image.manifest.v1+json', 5);
+INSERT INTO revisions (repository, object, media_type, committed) VALUES (1, 1, 'application/vnd.oci.image.manifest.v1+json', 5);
 INSERT INTO tags VALUES (1, 'latest', 1, 5, 7, 'x');
 INSERT INTO timeline (repository, tag, object, since, until, source) VALUES (1, 'latest', 1, 5, NULL, 'x');
 UPDATE usage SET objects = 3, bytes = 40210;
 ";
 
+/// The digests in those rows.
+fn old_rows(path: &Path, version: usize) -> [crate::oci::Digest; 4] {
+    let digests = ["m1", "l1", "l2", "alone"].map(digest);
+    let rows = open_writer_with(path, &MIGRATIONS[..version]).unwrap();
+    let mut sql = OF_VERSION_3.to_owned();
+    for (number, digest) in (1..).zip(&digests) {
+        let key: String = digest.to_key().iter().map(|byte| format!("{byte:02x}")).collect();
+        sql = sql.replace(&format!("DIGEST{number}"), &format!("x'{key}'"));
+    }
+    rows.execute_batch(&sql).unwrap();
+    digests
+}
+
+#[tokio::test]
+async fn a_store_of_the_fifth_version_keeps_its_timelines_and_learns_of_its_clock() {
+    let root = tempfile::tempdir().unwrap();
+    let path = database(root.path());
+    let digests = old_rows(&path, 5);
+    let store = open(path.clone()).unwrap();
+    let moves = store.timeline(&repository("a"), &tag("latest"), 9).await.unwrap();
+    let moves: Vec<_> =
+        moves.iter().map(|entry| (entry.digest, entry.since.as_millis(), entry.told)).collect();
+    assert_eq!(moves, [(Some(digests[0]), 5, None)]);
+    assert_eq!(store.clock_seen().await.unwrap(), None);
+    let at = crate::clock::Timestamp::from_millis;
+    for last in [7, 8] {
+        store.note_clock(ClockSeen { since: at(5), last: at(last) }).await.unwrap();
+    }
+    store.close().await;
+    let store = open(path).unwrap();
+    assert_eq!(store.clock_seen().await.unwrap(), Some(ClockSeen { since: at(5), last: at(8) }));
+    store.close().await;
+    assert!(copy_of(root.path(), 5).exists());
+}
+
 #[tokio::test]
 async fn a_store_of_the_third_version_keeps_all_and_learns_what_is_unused_and_whence_it_came() {
     let root = tempfile::tempdir().unwrap();
     let path = database(root.path());
-    let digests = ["m1", "l1", "l2", "alone"].map(digest);
-    {
-        let rows = open_writer_with(&path, &MIGRATIONS[..3]).unwrap();
-        let mut sql = OF_VERSION_3.to_owned();
-        for (number, digest) in (1..).zip(&digests) {
-            let key: String = digest.to_key().iter().map(|byte| format!("{byte:02x}")).collect();
-            sql = sql.replace(&format!("DIGEST{number}"), &format!("x'{key}'"));
-        }
-        rows.execute_batch(&sql).unwrap();
-    }
+    let digests = old_rows(&path, 3);
     let store = open(path).unwrap();
     let here = repository("a");
     let record = store.tag(&here, &tag("latest")).await.unwrap().unwrap();
@@ -167,8 +198,8 @@ async fn a_step_that_fails_leaves_the_older_store_as_it_was() {
     // A later program goes on from there; the copy of the first attempt is not lost.
     let done = and(&[LATER, "CREATE TABLE done (id INTEGER);"]);
     open_writer_with(&path, &done).unwrap();
-    assert!(root.path().join("roadstead.db.v5.bak").exists());
-    assert!(root.path().join("roadstead.db.v6.bak").exists());
+    assert!(copy_of(root.path(), SCHEMA_VERSION).exists());
+    assert!(copy_of(root.path(), SCHEMA_VERSION + 1).exists());
 }
 
 #[tokio::test]
@@ -178,7 +209,10 @@ async fn a_newer_store_is_refused_in_one_line() {
     let path = database(root.path());
     drop(open_writer_with(&path, &and(&[LATER])).unwrap());
     let error = open(path).unwrap_err();
-    assert!(matches!(error, OpenError::NewerSchema { found: 6, supported: 5, .. }), "{error}");
+    assert!(
+        matches!(error, OpenError::NewerSchema { found, supported: SCHEMA_VERSION, .. } if found > SCHEMA_VERSION),
+        "{error}"
+    );
     assert!(!error.to_string().contains('\n'));
 }
 

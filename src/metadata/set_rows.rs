@@ -2,7 +2,9 @@
 //!
 //! What must hold: a member is a link to a revision of its repository, as a tag's is: the revision stays as long as the set does, and what
 //! takes the revision out takes the member out. `sets.members` counts them at the end of every transaction. Whatever makes a set keep more
-//! than it did moves the epoch of the rules, so that nobody takes what was looked at before.
+//! than it did moves the epoch of the rules, so that nobody takes what was looked at before. A set that was removed is none from then on:
+//! it is not listed, its name is free, and its members link to nothing. They go in slices, so that pulls have their turn in between, also
+//! after a crash.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,23 +21,55 @@ use crate::oci::{SetName, Tag};
 
 const KIND_RECORD: i64 = 0;
 const KIND_IMPORT: i64 = 1;
+/// Added to the kind of a set that was removed and still has members; `until` says when.
+pub(super) const KIND_REMOVED: i64 = 2;
+/// Members that one slice takes out.
+pub(super) const SLICE: usize = 256;
 /// Kept sets of one revision that are told.
 const KEEPING_MAX: i64 = 64;
 
 #[derive(Clone, Debug)]
 pub(super) enum SetChange {
-    Add { name: SetName, kind: SetKind, detail: String, at: Timestamp },
-    Change { id: i64, until: Option<Timestamp>, kept: Option<bool> },
-    Members { id: i64, members: Vec<SetMember> },
-    Without { id: i64, members: Vec<SetMember> },
-    Describe { id: i64, detail: String },
-    Remove { id: i64, at: Timestamp },
+    Add {
+        name: SetName,
+        kind: SetKind,
+        detail: String,
+        at: Timestamp,
+    },
+    Change {
+        id: i64,
+        until: Option<Timestamp>,
+        kept: Option<bool>,
+    },
+    Members {
+        id: i64,
+        members: Vec<SetMember>,
+    },
+    Without {
+        id: i64,
+        members: Vec<SetMember>,
+    },
+    Describe {
+        id: i64,
+        detail: String,
+    },
+    Remove {
+        id: i64,
+        at: Timestamp,
+    },
+    /// A slice of the members of sets that were removed; tells whether there may be more.
+    Clear,
 }
 
 impl SetChange {
     /// Must it survive a loss of power once it was answered? Members are noted by the way.
     pub(super) fn must_last(&self) -> bool {
-        !matches!(self, Self::Members { .. } | Self::Without { .. })
+        !matches!(self, Self::Members { .. } | Self::Without { .. } | Self::Clear)
+    }
+
+    /// See [`super::operation::Operation::clears`].
+    pub(super) fn clears(&self) -> bool {
+        matches!(self, Self::Remove { .. } | Self::Clear)
     }
 
     pub(super) fn apply(
@@ -64,6 +98,7 @@ impl SetChange {
             Self::Without { id, members } => remove_members(rows, *id, members)? > 0,
             Self::Describe { id, detail } => describe(rows, *id, detail)?,
             Self::Remove { id, at } => remove(rows, *id, *at)?,
+            Self::Clear => clear(rows)?,
         };
         Ok(Applied::telling(Outcome::Changed(changed)))
     }
@@ -144,9 +179,10 @@ fn change(
 ) -> Result<bool> {
     let changed = rows
         .prepare_cached(
-            "UPDATE sets SET until = coalesce(?2, until), kept = coalesce(?3, kept) WHERE id = ?1",
+            "UPDATE sets SET until = coalesce(?2, until), kept = coalesce(?3, kept) \
+             WHERE id = ?1 AND kind < ?4",
         )?
-        .execute(params![id, until.map(Timestamp::as_millis), kept])?;
+        .execute(params![id, until.map(Timestamp::as_millis), kept, KIND_REMOVED])?;
     Ok(changed > 0)
 }
 
@@ -155,8 +191,9 @@ fn is_kept(rows: &Connection, id: i64) -> Result<bool> {
 }
 
 fn describe(rows: &Connection, id: i64, detail: &str) -> Result<bool> {
-    let mut describe = rows.prepare_cached("UPDATE sets SET detail = ?2 WHERE id = ?1")?;
-    Ok(describe.execute(params![id, detail])? > 0)
+    let mut describe =
+        rows.prepare_cached("UPDATE sets SET detail = ?2 WHERE id = ?1 AND kind < ?3")?;
+    Ok(describe.execute(params![id, detail, KIND_REMOVED])? > 0)
 }
 
 /// Adds those whose revisions are known, and tells how many were new, and which are not known. A set that is gone gets none.
@@ -165,7 +202,8 @@ pub(super) fn add_members(
     id: i64,
     members: &[SetMember],
 ) -> Result<(u64, Vec<SetMember>)> {
-    if !rows.prepare_cached("SELECT 1 FROM sets WHERE id = ?1")?.exists([id])? {
+    let mut set = rows.prepare_cached("SELECT 1 FROM sets WHERE id = ?1 AND kind < ?2")?;
+    if !set.exists([id, KIND_REMOVED])? {
         return Ok((0, Vec::new()));
     }
     let mut revision =
@@ -223,24 +261,63 @@ fn count(rows: &Connection, id: i64, more: i64) -> Result<()> {
     Ok(())
 }
 
-/// Takes a set out. Its revisions begin to wait for their end if nothing else links to them. What a recording has by its digest alone was
-/// pulled that way, which leaves no link, and it stays as it would have without the recording.
+/// Takes a set out, whose members go later.
 fn remove(rows: &Connection, id: i64, at: Timestamp) -> Result<bool> {
-    let mut members = BTreeMap::<i64, BTreeSet<i64>>::new();
-    let mut statement = rows.prepare_cached(
-        "SELECT m.repository, m.object FROM sets s JOIN set_members m ON m.belongs = s.id \
-         WHERE s.id = ?1 AND (s.kind = ?2 OR m.tag <> '')",
-    )?;
-    for member in statement.query_map([id, KIND_IMPORT], |row| Ok((row.get(0)?, row.get(1)?)))? {
-        let (repository, object): (i64, i64) = member?;
-        members.entry(repository).or_default().insert(object);
-    }
-    rows.prepare_cached("DELETE FROM set_members WHERE belongs = ?1")?.execute([id])?;
-    let removed = rows.prepare_cached("DELETE FROM sets WHERE id = ?1")?.execute([id])?;
-    for (repository, objects) in members {
-        unlink(rows, repository, objects.into_iter().collect(), at, &mut Vec::new())?;
-    }
+    // No set that somebody makes can have that name: none begins with a mark.
+    let name = format!("-removed-{id}");
+    let removed = rows
+        .prepare_cached(
+            "UPDATE sets SET kind = kind + ?2, name = ?3, kept = 0, until = ?4 \
+             WHERE id = ?1 AND kind < ?2",
+        )?
+        .execute(params![id, KIND_REMOVED, name, at.as_millis()])?;
     Ok(removed > 0)
+}
+
+/// Are there members of sets that were removed?
+pub(super) fn is_clearing(rows: &Connection) -> Result<bool> {
+    rows.prepare_cached("SELECT 1 FROM sets WHERE kind >= ?1 LIMIT 1")?.exists([KIND_REMOVED])
+}
+
+/// Takes out some members of a set that was removed, and the set with the last of them. Revisions begin to wait for their end, as of the
+/// removal, if nothing else links to them. What a recording has by its digest alone was pulled that way, which leaves no link, and it stays
+/// as it would have without the recording.
+fn clear(rows: &Connection) -> Result<bool> {
+    let set: Option<(i64, i64, i64)> = rows
+        .prepare_cached("SELECT id, kind, until FROM sets WHERE kind >= ?1 LIMIT 1")?
+        .query_row([KIND_REMOVED], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()?;
+    let Some((id, kind, at)) = set else {
+        return Ok(false);
+    };
+    let slice: Vec<(i64, String, i64)> = rows
+        .prepare_cached(
+            "SELECT repository, tag, object FROM set_members WHERE belongs = ?1 LIMIT ?2",
+        )?
+        .query_map(params![id, i64::try_from(SLICE).unwrap_or(i64::MAX)], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })?
+        .collect::<Result<_>>()?;
+    let mut delete = rows.prepare_cached(
+        "DELETE FROM set_members WHERE belongs = ?1 AND repository = ?2 AND tag = ?3 AND object = ?4",
+    )?;
+    let mut unlinked = BTreeMap::<i64, BTreeSet<i64>>::new();
+    for (repository, tag, object) in &slice {
+        delete.execute(params![id, repository, tag, object])?;
+        if kind == KIND_REMOVED + KIND_IMPORT || !tag.is_empty() {
+            unlinked.entry(*repository).or_default().insert(*object);
+        }
+    }
+    if slice.len() < SLICE {
+        rows.prepare_cached("DELETE FROM sets WHERE id = ?1")?.execute([id])?;
+    } else {
+        count(rows, id, -i64::try_from(slice.len()).unwrap_or(i64::MAX))?;
+    }
+    for (repository, objects) in unlinked {
+        let (objects, at) = (objects.into_iter().collect(), Timestamp::from_millis(at));
+        unlink(rows, repository, objects, at, &mut Vec::new())?;
+    }
+    Ok(true)
 }
 
 /// The revision leaves its repository, and with that all sets.
@@ -269,9 +346,10 @@ pub(super) fn keeping(rows: &Connection, (repository, object): (i64, i64)) -> Re
 /// All sets, by name.
 pub(super) fn all(rows: &Connection) -> Result<Vec<SetRecord>> {
     rows.prepare_cached(
-        "SELECT id, name, kind, since, until, kept, members, detail FROM sets ORDER BY name",
+        "SELECT id, name, kind, since, until, kept, members, detail FROM sets WHERE kind < ?1 \
+         ORDER BY name",
     )?
-    .query_map([], |row| {
+    .query_map([KIND_REMOVED], |row| {
         Ok(SetRecord {
             id: row.get(0)?,
             name: query::text(row, 1)?,

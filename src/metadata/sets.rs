@@ -4,11 +4,12 @@ use super::error::Error;
 use super::life::unexpected;
 use super::model::{RepositoryKey, RevisionCommit};
 use super::operation::{Operation, Outcome};
+use super::rules::Switch;
 use super::set_rows::{self, SetChange};
 use super::store::Metadata;
 use super::wanted_rows;
 use crate::clock::Timestamp;
-use crate::oci::{Digest, RegistryName, SetName, Tag};
+use crate::oci::{Digest, SetName, Tag};
 
 /// Things asked for in vain that are remembered; the one not asked for longest goes first.
 pub const WANTED_MAX: usize = 100_000;
@@ -129,9 +130,18 @@ impl Metadata {
     }
 
     /// Takes the set's rows away; its members are then kept by nothing that it kept them by, and those that nothing else links to wait
-    /// for their end, unless they were recorded as pulled by their digest alone. Tells whether there was such a set.
+    /// for their end, unless they were recorded as pulled by their digest alone. Tells whether there was such a set. It is none from its
+    /// own transaction on; its members go in slices, before the answer unless one of them cannot be written now: then behind it.
     pub async fn remove_set(&self, id: i64) -> Result<bool, Error> {
-        self.change(SetChange::Remove { id, at: self.now() }).await
+        let removed = self.change(SetChange::Remove { id, at: self.now() }).await?;
+        let mut more = removed;
+        while more {
+            more = self.change(SetChange::Clear).await.unwrap_or_else(|error| {
+                tracing::warn!(%error, "the members of a set that was removed go later");
+                false
+            });
+        }
+        Ok(removed)
     }
 
     /// Adds members; known ones change nothing. Gives back those whose revisions are not known, which are left out.
@@ -222,11 +232,11 @@ impl Metadata {
         }
     }
 
-    /// Switches an upstream (`None`: all of them) off or on; from the answer on [`super::Rules::is_offline`] says so. All of them on is
-    /// each of them on.
-    pub async fn switch(&self, upstream: Option<RegistryName>, offline: bool) -> Result<(), Error> {
+    /// Switches upstreams off or on; from the answer on [`super::Rules::is_offline`] says so. All of them on is each of them on; a family
+    /// on leaves what is off by its own name.
+    pub async fn switch(&self, what: Switch, offline: bool) -> Result<(), Error> {
         let at = self.now();
-        self.run(Operation::Switch { upstream, offline, at }).await.map(drop)
+        self.run(Operation::Switch { what, offline, at }).await.map(drop)
     }
 }
 

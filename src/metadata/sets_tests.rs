@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use super::set_rows::SLICE;
 use super::tests::{at, digest, open_at, repository, revision, tag, tagged};
 use super::*;
 use crate::clock::Timestamp;
-use crate::oci::{Digest, SetName, Tag};
+use crate::oci::{Digest, RegistryName, SetName, Tag};
 
 fn name(text: &str) -> SetName {
     text.parse().unwrap()
@@ -317,6 +318,119 @@ async fn what_was_pulled_by_its_digest_alone_outlives_its_recording() {
     store.close().await;
 }
 
+/// A set that is kept with more members than a slice has: revisions that nothing else links to.
+async fn large_set(store: &Metadata) -> (i64, Vec<String>) {
+    let texts: Vec<String> = (0..SLICE + 50).map(|number| format!("m{number}")).collect();
+    let mut members = Vec::new();
+    for text in &texts {
+        store.commit_revision(revision("a", text, &["l"], 100)).await.unwrap();
+        members.push(member(text, Some("latest")));
+    }
+    let set = store.add_set(name("s"), SetKind::Import, String::new()).await.unwrap().unwrap();
+    store.add_members(set.id, members).await.unwrap();
+    store.change_set(set.id, None, Some(true)).await.unwrap();
+    (set.id, texts)
+}
+
+/// How many of the revisions wait for their end.
+async fn waiting(store: &Metadata, texts: &[String]) -> usize {
+    let mut waiting = 0;
+    for text in texts {
+        let holders = store.holders(&digest(text), 9).await.unwrap();
+        assert!(holders.revisions[0].sets.is_empty(), "{text} is kept by a set that is none");
+        let unlinked = holders.revisions[0].unlinked;
+        assert!(unlinked.is_none_or(|since| since == at(1_000)), "as of the removal");
+        waiting += usize::from(unlinked.is_some());
+    }
+    waiting
+}
+
+#[tokio::test]
+async fn a_large_set_is_removed_in_slices() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open_at(root.path());
+    let (id, texts) = large_set(&store).await;
+    assert!(store.remove_set(id).await.unwrap());
+    assert!(store.sets().await.unwrap().is_empty());
+    assert_eq!(waiting(&store, &texts).await, texts.len());
+    let rows = "SELECT (SELECT count(*) FROM sets) + (SELECT count(*) FROM set_members)";
+    let left: i64 = store.inspect(|c| c.query_row(rows, [], |row| row.get(0))).await.unwrap();
+    assert_eq!(left, 0);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_set_whose_removal_was_cut_short_is_none_and_the_rest_goes_later() {
+    for restart in [false, true] {
+        let root = tempfile::tempdir().unwrap();
+        let mut store = open_at(root.path());
+        let (id, texts) = large_set(&store).await;
+        let m0 = store.holders(&digest("m0"), 9).await.unwrap();
+        assert_eq!(m0.revisions[0].sets, [name("s")]);
+        // The removal and one slice of the members are three steps of the writer each.
+        let plan = testing::Plan { at: 7, lasting: true, fault: testing::Fault::Full };
+        store.fail_writes(Some(plan));
+        assert!(store.remove_set(id).await.unwrap(), "it is none from here on");
+        assert!(store.failed_writes() > 0);
+        assert_eq!(waiting(&store, &texts).await, SLICE);
+        assert!(store.sets().await.unwrap().is_empty());
+        store.fail_writes(None);
+        assert!(!store.remove_set(id).await.unwrap());
+        assert!(!store.change_set(id, None, Some(true)).await.unwrap());
+        assert!(!store.describe_set(id, "x".to_owned()).await.unwrap());
+        store.add_members(id, vec![member("m0", Some("again"))]).await.unwrap();
+        // Nothing of it is a link any more, whatever the order in which the members go.
+        store.add_set(name("s"), SetKind::Record, String::new()).await.unwrap().unwrap();
+        if restart {
+            store.close().await;
+            store = open_at(root.path());
+        }
+        for _turn in 0..1_000 {
+            if waiting(&store, &texts).await == texts.len() {
+                break;
+            }
+            store.flush().await.unwrap();
+        }
+        assert_eq!(waiting(&store, &texts).await, texts.len());
+        let sets = store.sets().await.unwrap();
+        assert_eq!((sets.len(), sets[0].members), (1, 0), "another one has the name");
+        store.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_set_that_is_being_removed_has_no_name_that_a_set_can_have() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open_at(root.path());
+    let (id, texts) = large_set(&store).await;
+    store.fail_writes(Some(testing::Plan { at: 4, lasting: true, fault: testing::Fault::Full }));
+    assert!(store.remove_set(id).await.unwrap());
+    store.fail_writes(None);
+    let taken = store.inspect(move |c| {
+        c.query_row("SELECT name FROM sets WHERE id = ?1", [id], |row| row.get::<_, String>(0))
+    });
+    let taken = taken.await.unwrap();
+    assert_eq!(taken.parse::<SetName>(), Err(crate::oci::InvalidSetName), "nobody meets it");
+    assert!(store.sets().await.unwrap().is_empty() && waiting(&store, &texts).await == 0);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn what_only_a_removed_set_links_to_loses_its_last_link_with_its_tag() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open_at(root.path());
+    pulled(&store, "m1", 100).await;
+    let set = store.add_set(name("s"), SetKind::Record, String::new()).await.unwrap().unwrap();
+    store.add_members(set.id, vec![member("m1", None)]).await.unwrap();
+    let plan = testing::Plan { at: 4, lasting: true, fault: testing::Fault::Full };
+    store.fail_writes(Some(plan));
+    assert!(store.remove_set(set.id).await.unwrap());
+    store.fail_writes(None);
+    let deleted = store.delete_tag(&repository("a"), &tag("latest")).await.unwrap();
+    assert_eq!(deleted.revisions, [digest("m1")]);
+    store.close().await;
+}
+
 #[tokio::test]
 async fn what_leaves_its_repository_leaves_its_sets() {
     for purge in [false, true] {
@@ -472,21 +586,56 @@ async fn a_switch_counts_at_once_and_survives() {
     let store = open_at(root.path());
     let (hub, ghcr) = ("docker.io".parse().unwrap(), "ghcr.io".parse().unwrap());
     let epoch = store.rules_epoch();
-    store.switch(Some("ghcr.io".parse().unwrap()), true).await.unwrap();
+    let switch = |name: &str| Switch::Upstream(name.parse().unwrap());
+    store.switch(switch("ghcr.io"), true).await.unwrap();
     assert!(store.is_offline(&ghcr) && !store.is_offline(&hub) && store.rules_epoch() > epoch);
     store.close().await;
 
     let store = open_at(root.path());
     assert!(store.is_offline(&ghcr) && store.rules().is_offline(&ghcr));
     assert!(!store.rules().without_switches().is_offline(&ghcr));
-    store.switch(None, true).await.unwrap();
+    store.switch(Switch::All, true).await.unwrap();
     assert!(store.is_offline(&hub));
-    assert_eq!(store.rules().switched_off(), (true, &[ghcr][..]));
+    let off = store.rules().switched_off().clone();
+    assert!(off.all && off.upstreams[..] == [ghcr] && off.families.is_empty(), "{off:?}");
     let ghcr = "ghcr.io".parse().unwrap();
-    store.switch(Some("ghcr.io".parse().unwrap()), false).await.unwrap();
+    store.switch(switch("ghcr.io"), false).await.unwrap();
     assert!(store.is_offline(&ghcr), "all of them are off");
-    store.switch(Some("docker.io".parse().unwrap()), true).await.unwrap();
-    store.switch(None, false).await.unwrap();
+    store.switch(switch("docker.io"), true).await.unwrap();
+    store.switch(Switch::All, false).await.unwrap();
     assert!(!store.is_offline(&hub) && !store.is_offline(&ghcr), "all on is each of them on");
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_family_is_switched_as_one() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open_at(root.path());
+    let name = |text: &str| text.parse::<RegistryName>().unwrap();
+    let (eu, us, deep) = (name("eu.pkg.dev"), name("us.pkg.dev"), name("a.b.pkg.dev"));
+    let family = || Switch::Family("*.pkg.dev".parse().unwrap());
+    let own = || Switch::Upstream(name("eu.pkg.dev"));
+    let epoch = store.rules_epoch();
+    store.switch(family(), true).await.unwrap();
+    assert!(store.rules_epoch() > epoch, "answers in memory are asked anew");
+    store.switch(own(), true).await.unwrap();
+    store.close().await;
+
+    let store = open_at(root.path());
+    assert!(store.is_offline(&eu) && store.is_offline(&us));
+    assert!(!store.is_offline(&deep) && !store.is_offline(&name("pkg.dev")));
+    let rules = store.rules();
+    let off = rules.switched_off();
+    assert_eq!(off.of(&eu).collect::<Vec<_>>(), [own(), family()]);
+    assert_eq!(off.of(&us).collect::<Vec<_>>(), [family()]);
+    assert!(off.has(&family()) && !off.has(&Switch::Upstream(us.clone())));
+    // One host on is of no use while its family is off, and a family on leaves what is off by itself.
+    store.switch(Switch::Upstream(us.clone()), false).await.unwrap();
+    assert!(store.is_offline(&us));
+    store.switch(family(), false).await.unwrap();
+    assert!(store.is_offline(&eu) && !store.is_offline(&us));
+    store.switch(family(), true).await.unwrap();
+    store.switch(Switch::All, false).await.unwrap();
+    assert!(!store.is_offline(&eu) && !store.is_offline(&us), "all on is each of them on");
     store.close().await;
 }

@@ -2,19 +2,20 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::model::{Moment, RepositoryKey, TimelineEntry};
+use super::model::{Moment, RepositoryKey, TimelineEntry, is_denial};
 use super::operation::repository_id;
 use super::query::{self, Result, STATE_PRESENT};
 use crate::clock::Timestamp;
 use crate::oci::Tag;
 
-/// Of a row that begins with digest, since, until and source.
-fn entry(row: &Row<'_>) -> Result<TimelineEntry> {
+/// Of a row that begins with digest, since, until, told and source.
+pub(super) fn entry(row: &Row<'_>) -> Result<TimelineEntry> {
     Ok(TimelineEntry {
         digest: query::optional_digest(row, 0)?,
         since: query::timestamp(row, 1)?,
         until: row.get::<_, Option<i64>>(2)?.map(Timestamp::from_millis),
-        source: row.get(3)?,
+        told: row.get::<_, Option<i64>>(3)?.map(Timestamp::from_millis),
+        source: row.get(4)?,
     })
 }
 
@@ -27,7 +28,7 @@ pub(super) fn tag_at(
 ) -> Result<Option<TimelineEntry>> {
     let found = rows
         .prepare_cached(
-            "SELECT o.digest, l.since, l.until, l.source FROM timeline l \
+            "SELECT o.digest, l.since, l.until, l.told, l.source FROM timeline l \
              JOIN repositories p ON p.id = l.repository LEFT JOIN objects o ON o.id = l.object \
              WHERE p.upstream = ?1 AND p.name = ?2 AND l.tag = ?3 AND l.since <= ?4 \
              ORDER BY l.id DESC LIMIT 1",
@@ -58,7 +59,7 @@ pub(super) fn frozen_at(
         return Ok(Some(entry));
     }
     rows.prepare_cached(
-        "SELECT o.digest, l.since, l.until, l.source FROM timeline l \
+        "SELECT o.digest, l.since, l.until, l.told, l.source FROM timeline l \
          JOIN repositories p ON p.id = l.repository JOIN objects o ON o.id = l.object \
          WHERE p.upstream = ?1 AND p.name = ?2 AND l.tag = ?3 AND l.since > ?4 \
          ORDER BY l.id LIMIT 1",
@@ -93,7 +94,8 @@ pub(super) fn first_seen(
     .optional()
 }
 
-/// Tags that pointed at something then, in the order of their bytes. Each name costs two looks into an index.
+/// Tags that pointed at something then, in the order of their bytes, but for those that upstream denies now: as of then, too, they are
+/// refused. Each name costs three looks into an index at the most.
 pub(super) fn tags_at(
     rows: &Connection,
     repository: &RepositoryKey,
@@ -110,6 +112,10 @@ pub(super) fn tags_at(
         "SELECT object IS NOT NULL, until FROM timeline \
          WHERE repository = ?1 AND tag = ?2 AND since <= ?3 ORDER BY id DESC LIMIT 1",
     )?;
+    let mut now = rows.prepare_cached(
+        "SELECT source FROM timeline WHERE repository = ?1 AND tag = ?2 AND until IS NULL \
+         AND object IS NULL ORDER BY id DESC LIMIT 1",
+    )?;
     let (mut found, mut name) = (Vec::new(), after.to_owned());
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     while found.len() < limit {
@@ -123,7 +129,11 @@ pub(super) fn tags_at(
                 Ok(row.get::<_, bool>(0)? && until.is_none_or(|until| at.as_millis() < until))
             })
             .optional()?;
-        if pointed == Some(true) {
+        let mut is_denied = || {
+            let source = now.query_row(params![id, tag], |row| row.get::<_, String>(0)).optional();
+            Ok::<_, rusqlite::Error>(source?.is_some_and(|source| is_denial(&source)))
+        };
+        if pointed == Some(true) && !is_denied()? {
             found.push(query::parsed(0, &tag)?);
         }
         name = tag;
@@ -140,7 +150,7 @@ pub(super) fn history(
     limit: u32,
 ) -> Result<Vec<Moment>> {
     rows.prepare_cached(
-        "SELECT o.digest, l.since, l.until, l.source, l.id, o.state FROM timeline l \
+        "SELECT o.digest, l.since, l.until, l.told, l.source, l.id, o.state FROM timeline l \
          JOIN repositories p ON p.id = l.repository LEFT JOIN objects o ON o.id = l.object \
          WHERE p.upstream = ?1 AND p.name = ?2 AND l.tag = ?3 AND l.id < ?4 \
          ORDER BY l.id DESC LIMIT ?5",
@@ -154,8 +164,8 @@ pub(super) fn history(
             limit
         ],
         |row| {
-            let present = row.get::<_, Option<i64>>(5)? == Some(STATE_PRESENT);
-            Ok(Moment { id: row.get(4)?, entry: entry(row)?, present })
+            let present = row.get::<_, Option<i64>>(6)? == Some(STATE_PRESENT);
+            Ok(Moment { id: row.get(5)?, entry: entry(row)?, present })
         },
     )?
     .collect()

@@ -1,9 +1,9 @@
 //! The one thread that writes.
 //!
 //! It takes what is in its queue, up to a limit, and commits it as one transaction, each operation in a savepoint of its own, so that
-//! one that fails fails alone. While a commit waits for the disk the next group gathers in the queue. If the transaction as a whole
-//! fails, its operations are tried once more one by one. Before COMMIT the hot records are taken out, after it the new ones go in, and
-//! then the answers go out.
+//! one that fails fails alone. One that changes much is a transaction of its own, without a savepoint. While a commit waits for the disk
+//! the next group gathers in the queue. If the transaction as a whole fails, its operations are tried once more one by one. Before COMMIT
+//! the hot records are taken out, after it the new ones go in, and then the answers go out.
 //! Whatever fails, the thread lives on.
 
 use std::collections::HashSet;
@@ -22,6 +22,7 @@ use super::presence;
 use super::query;
 use super::queue::{Received, Receiver};
 use super::rule_rows;
+use super::set_rows::{self, SetChange};
 use super::shared::Shared;
 use super::wanted_rows;
 
@@ -59,7 +60,9 @@ pub(super) fn spawn(
     queue: Receiver<Message>,
     shared: Arc<Shared>,
 ) -> std::io::Result<JoinHandle<()>> {
-    let writer = Writer { connection, shared, durable: None, uses_written: true, failing: false };
+    let clearing = Clearing::Due;
+    let writer =
+        Writer { connection, shared, durable: None, uses_written: true, clearing, failing: false };
     thread::Builder::new().name("metadata-write".to_owned()).spawn(move || writer.run(&queue))
 }
 
@@ -70,8 +73,19 @@ struct Writer {
     durable: Option<bool>,
     /// What was used before the operations that are being written is in the rows.
     uses_written: bool,
+    clearing: Clearing,
     /// The last write failed; said once in the log, and once when it is over.
     failing: bool,
+}
+
+/// Are there members of sets that were removed, which whoever removed them did not see to the end?
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Clearing {
+    Nothing,
+    /// The next flush finds out; until then whoever removes a set takes them out.
+    Later,
+    /// To be found out, and if there are, a slice of them goes between two groups.
+    Due,
 }
 
 /// A flush on its way.
@@ -96,7 +110,7 @@ impl Writer {
         let mut flush_at: Option<Instant> = None;
         let mut flush = Flush::default();
         loop {
-            let limit = if flush.slices > 0 {
+            let limit = if flush.slices > 0 || self.clearing == Clearing::Due {
                 Some(Duration::ZERO)
             } else {
                 flush_at.map(|at| at.saturating_duration_since(Instant::now()))
@@ -115,14 +129,21 @@ impl Writer {
                 flush.slices = self.slices().max(1);
                 flush.answers.extend(turn.flush_answers);
                 flush_at = None;
+                if self.clearing == Clearing::Later {
+                    self.clearing = Clearing::Due;
+                }
             }
             if let Some(answer) = turn.close {
                 return self.end(flush, Some(answer));
             }
+            if self.clearing == Clearing::Due {
+                self.clearing = self.clear();
+            }
             if flush.slices > 0 {
                 self.flush_one(&mut flush);
             }
-            let waiting = !(self.shared.pending.is_empty() && self.shared.ended.is_empty());
+            let waiting = self.clearing == Clearing::Later
+                || !(self.shared.pending.is_empty() && self.shared.ended.is_empty());
             if flush.slices == 0 && flush_at.is_none() && waiting {
                 flush_at = Some(Instant::now() + FLUSH_AFTER);
             }
@@ -169,9 +190,22 @@ impl Writer {
         }
     }
 
-    fn commit_group(&mut self, group: Vec<(Operation, Reply)>) {
+    /// In their order, as few transactions as may be.
+    fn commit_group(&mut self, mut group: Vec<(Operation, Reply)>) {
+        while !group.is_empty() {
+            let alone = group.iter().position(|(operation, _)| operation.stands_alone());
+            let rest = group.split_off(alone.map_or(group.len(), |position| position.max(1)));
+            self.commit_together(group);
+            group = rest;
+        }
+    }
+
+    fn commit_together(&mut self, group: Vec<(Operation, Reply)>) {
         let (operations, answers): (Vec<_>, Vec<_>) = group.into_iter().unzip();
         self.uses_written = self.write_uses(&operations);
+        if self.clearing == Clearing::Nothing && operations.iter().any(Operation::clears) {
+            self.clearing = Clearing::Later;
+        }
         let written = self.transaction(&operations);
         self.note(written.as_ref().err());
         let results = match written {
@@ -198,6 +232,20 @@ impl Writer {
             return true;
         }
         self.slices() <= USES_SLICES_MAX && self.flush().is_ok()
+    }
+
+    /// A slice of the members of sets that were removed, if there are any.
+    fn clear(&mut self) -> Clearing {
+        match set_rows::is_clearing(&self.connection) {
+            Ok(true) => {}
+            Ok(false) => return Clearing::Nothing,
+            Err(_unreadable) => return Clearing::Later,
+        }
+        let slice = Operation::ChangeSet(Box::new(SetChange::Clear));
+        let written = self.transaction(std::slice::from_ref(&slice));
+        self.note(written.as_ref().err());
+        let is_written = written.is_ok_and(|results| results.iter().all(Result::is_ok));
+        if is_written { Clearing::Due } else { Clearing::Later }
     }
 
     /// Tries once more to write the ends that could not be written. What fails waits on.
@@ -343,13 +391,16 @@ impl Writer {
         Ok((results, records))
     }
 
-    /// One operation in its savepoint. The outer error means that the transaction is lost.
+    /// One operation in its savepoint, unless the whole transaction is its own. The outer error means that the transaction is lost.
     fn apply(
         &self,
         operation: &Operation,
         context: &mut Context,
     ) -> rusqlite::Result<Result<Applied, Error>> {
-        self.step("SAVEPOINT operation")?;
+        let alone = operation.stands_alone();
+        if !alone {
+            self.step("SAVEPOINT operation")?;
+        }
         let applied = self
             .shared
             .faults
@@ -358,13 +409,20 @@ impl Writer {
             .and_then(|()| operation.apply(&self.connection, context));
         match applied {
             Ok(done) => {
-                self.step("RELEASE operation")?;
+                if !alone {
+                    self.step("RELEASE operation")?;
+                }
                 Ok(Ok(done))
             }
             Err(Failure::Sql(error)) if self.connection.is_autocommit() => Err(error),
             Err(failure) => {
-                self.step("ROLLBACK TO operation")?;
-                self.step("RELEASE operation")?;
+                if alone {
+                    self.step("ROLLBACK")?;
+                    self.step("BEGIN IMMEDIATE")?;
+                } else {
+                    self.step("ROLLBACK TO operation")?;
+                    self.step("RELEASE operation")?;
+                }
                 if let Failure::Sql(error) = &failure {
                     self.shared.note_damage(error);
                 }
