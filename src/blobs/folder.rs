@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::disk::{Disk, Entries, FileStat};
 use super::error::is_no_space;
@@ -17,14 +17,17 @@ use crate::oci::{Digest, DigestHasher};
 
 /// Content is copied in pieces of this size.
 const COPY_BYTES: usize = 1024 * 1024;
+/// Hard links that are refused one after the other, with none made between them, until no other is tried: each costs the reading of a file
+/// that is read again for its copy.
+const REFUSALS_MAX: u32 = 8;
 
 /// A tree of files that another program wrote. All paths are relative to its root. Its methods block.
 #[derive(Debug)]
 pub struct Folder {
     disk: Arc<dyn Disk>,
     root: PathBuf,
-    /// A hard link was refused, so no other is tried.
-    unlinkable: AtomicBool,
+    /// Hard links that were refused since one was made.
+    refusals: AtomicU32,
 }
 
 /// A file of a folder that was opened.
@@ -76,7 +79,22 @@ impl Folder {
 
     /// Is a hard link worth a try?
     fn is_linkable(&self, file: &FolderFile, device: u64) -> bool {
-        file.opened.stat.device == device && !self.unlinkable.load(Ordering::Relaxed)
+        file.opened.stat.device == device && self.refusals.load(Ordering::Relaxed) < REFUSALS_MAX
+    }
+
+    /// A hard link was refused. The file may be the reason (it has as many names as it may have, or its owner is another one), and then
+    /// the next one is tried; the file systems may be, and then none is.
+    fn note_refusal(&self, error: &io::Error) {
+        let count = match error.kind() {
+            io::ErrorKind::TooManyLinks => return,
+            // As between two mounts of one file system, or on one that knows no hard links.
+            io::ErrorKind::CrossesDevices | io::ErrorKind::Unsupported => REFUSALS_MAX,
+            _ => 1,
+        };
+        let before = self.refusals.fetch_add(count, Ordering::Relaxed);
+        if before < REFUSALS_MAX && before + count >= REFUSALS_MAX {
+            tracing::info!(%error, "files are copied, because no hard link can be made to them");
+        }
     }
 }
 
@@ -93,7 +111,7 @@ impl FolderFile {
 impl Blobs {
     /// A folder of another program.
     pub fn folder(&self, root: PathBuf) -> Folder {
-        Folder { disk: Arc::clone(&self.disk), root, unlinkable: AtomicBool::new(false) }
+        Folder { disk: Arc::clone(&self.disk), root, refusals: AtomicU32::new(0) }
     }
 
     /// May a file of the folder get a name here by a hard link, as far as one can tell before it is tried?
@@ -102,8 +120,8 @@ impl Blobs {
         Ok(folder.is_linkable(file, here.device))
     }
 
-    /// Gives a file of the folder, which the caller has hashed, a name under `partial/`. `None`: the file system does not allow it, and a
-    /// copy will do; nothing was changed. `InvalidData`: the name in the folder stands for another file now.
+    /// Gives a file of the folder, which the caller has hashed, a name under `partial/`. `None`: the system does not allow it, and a copy
+    /// will do; nothing was changed. `InvalidData`: the name in the folder stands for another file now.
     pub fn link(&self, folder: &Folder, file: &FolderFile) -> io::Result<Option<Partial>> {
         let path = self.scratch_path();
         self.unlink_if_there(&path)?;
@@ -111,10 +129,11 @@ impl Blobs {
             if is_no_space(&error) || error.kind() == io::ErrorKind::NotFound {
                 return Err(error);
             }
-            tracing::info!(%error, "files are copied, because no hard link can be made to them");
-            folder.unlinkable.store(true, Ordering::Relaxed);
+            tracing::debug!(%error, path = %file.path.display(), "no hard link can be made to a file, so it is copied");
+            folder.note_refusal(&error);
             return Ok(None);
         }
+        folder.refusals.store(0, Ordering::Relaxed);
         match self.linked(&path, &file.opened.stat) {
             Ok(file) => Ok(Some(Partial::of(file, path))),
             Err(error) => {

@@ -106,10 +106,13 @@ struct State {
     counted: u64,
     injected: u64,
     volume: Option<Volume>,
+    /// Of a disk that fills: its size, and what of it is somebody else's.
+    filling: Option<(u64, u64)>,
     file_system: Option<FileSystem>,
     elsewhere: Option<u64>,
     unreserved: bool,
     syncs_held: bool,
+    unlinks_held: bool,
     unsynced: Unsynced,
 }
 
@@ -151,6 +154,19 @@ enum Replaced {
     Bytes(Vec<u8>),
 }
 
+/// What the files of a store take on the disk.
+fn allocated(root: &Path) -> io::Result<u64> {
+    let mut sum = 0;
+    for part in ["blobs/sha256", "blobs/sha512", "partial", "quarantine"] {
+        let Ok(entries) = fs::read_dir(root.join(part)) else { continue };
+        for entry in entries {
+            // One that is gone meanwhile takes nothing.
+            sum += entry?.metadata().map_or(0, |about| about.blocks() * 512);
+        }
+    }
+    Ok(sum)
+}
+
 impl FaultyDisk {
     pub fn new(inner: Arc<dyn Disk>) -> Arc<Self> {
         Arc::new(Self { inner, state: Mutex::default(), released: Condvar::new() })
@@ -163,6 +179,12 @@ impl FaultyDisk {
     /// Makes syncs of files wait, as those of a slow disk do, or lets them go on.
     pub fn hold_syncs(&self, held: bool) {
         self.state().syncs_held = held;
+        self.released.notify_all();
+    }
+
+    /// Makes removals of files wait, or lets them go on.
+    pub fn hold_unlinks(&self, held: bool) {
+        self.state().unlinks_held = held;
         self.released.notify_all();
     }
 
@@ -191,6 +213,11 @@ impl FaultyDisk {
     /// Reports this volume instead of the real one.
     pub fn set_volume(&self, volume: Option<Volume>) {
         self.state().volume = volume;
+    }
+
+    /// Reports a volume of this size, on which the files below the asked directory take what they have allocated, and others this much.
+    pub fn fill_up(&self, total: u64, others: u64) {
+        self.state().filling = Some((total, others));
     }
 
     /// Reports this type instead of the real one.
@@ -447,6 +474,8 @@ impl Disk for FaultyDisk {
 
     fn unlink(&self, path: &Path) -> io::Result<()> {
         self.check(Operation::Unlink)?;
+        let held = self.released.wait_while(self.state(), |state| state.unlinks_held);
+        drop(held.unwrap_or_else(PoisonError::into_inner));
         self.inner.unlink(path)?;
         // A removal is durable at once here, so how the name came to be is of no matter any more.
         self.state().unsynced.renames.retain(|rename| rename.to != path);
@@ -480,9 +509,17 @@ impl Disk for FaultyDisk {
 
     fn volume(&self, path: &Path) -> io::Result<Volume> {
         self.check(Operation::Volume)?;
-        match self.state().volume {
-            Some(volume) => Ok(volume),
-            None => self.inner.volume(path),
+        let (volume, filling) = {
+            let state = self.state();
+            (state.volume, state.filling)
+        };
+        match (volume, filling) {
+            (Some(volume), _) => Ok(volume),
+            (None, Some((total, others))) => {
+                let free = total.saturating_sub(others).saturating_sub(allocated(path)?);
+                Ok(Volume { total, free })
+            }
+            (None, None) => self.inner.volume(path),
         }
     }
 

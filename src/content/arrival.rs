@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::error::Error;
+use super::patience::Wanted;
 use super::small::mark;
 use super::space::Promise;
 use super::store::Content;
@@ -57,15 +58,24 @@ impl Content {
         Ok(opened.map(|opened| Held { size: opened.stat.size, _lease: lease }))
     }
 
-    /// Begins to take in `size` bytes. `NoSpace` if they would not leave `min_free`; unfinished downloads give way first.
+    /// Begins to take in `size` bytes. If they would not leave `min_free`, unfinished downloads give way first, then this waits while
+    /// eviction makes room. Nothing is left behind if the caller goes meanwhile. The size is the word of whoever sends the bytes.
+    ///
+    /// # Errors
+    /// `NoRoom` when nobody makes room, or enough of it, `NoSpace` when nobody can tell.
     pub async fn receive(&self, size: u64) -> Result<Arrival, Error> {
+        self.patiently(Wanted::told(size), || self.try_receive(size)).await
+    }
+
+    /// `None`: there is no room.
+    async fn try_receive(&self, size: u64) -> Result<Option<Arrival>, Error> {
         let (leftovers, space) = (self.leftovers(), Arc::clone(self.space()));
         let tasks = self.tasks().clone();
         let counted = tasks.clone();
         let begun = self.blocking(move || {
-            let promised = space.promise(Some(size)).or_else(|| {
+            let promised = space.promise_if_fits(size).or_else(|| {
                 leftovers.make_room(Some(size));
-                space.promise(Some(size))
+                space.promise_if_fits(size)
             });
             let Some(mut promise) = promised else {
                 return Ok(None);
@@ -81,7 +91,7 @@ impl Content {
             Ok(Some(Arrival { work: Some(work), size, written: 0, tasks: counted }))
         });
         drop(tasks);
-        begun.await?.ok_or(Error::NoSpace)
+        begun.await
     }
 
     /// Gives the bytes their name and makes them present. The caller has hashed them, and all that were announced are written.

@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::patience::Shortage;
 use crate::blobs;
 use crate::metadata;
 
@@ -14,6 +15,8 @@ use crate::metadata;
 pub enum Error {
     /// There is no room, or less than is to be left free: pass the content through.
     NoSpace,
+    /// The same for who has waited for room, with what he waited for and why in vain.
+    NoRoom(Arc<Shortage>),
     /// The digest is being downloaded already.
     Busy,
     /// The disk failed.
@@ -26,7 +29,7 @@ impl Error {
     /// One stable word for logs and metric labels.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::NoSpace => "no_space",
+            Self::NoSpace | Self::NoRoom(_) => "no_space",
             Self::Busy => "busy",
             Self::Disk(_) => "disk",
             Self::Metadata(_) => "metadata",
@@ -50,6 +53,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoSpace => f.write_str("no room in the store"),
+            Self::NoRoom(shortage) => write!(f, "no room in the store: {shortage}"),
             Self::Busy => f.write_str("the digest is being stored already"),
             Self::Disk(error) => write!(f, "disk: {error}"),
             Self::Metadata(error) => fmt::Display::fmt(error, f),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use super::error::Error;
+use super::patience::Wanted;
 use super::small::mark;
 use super::store::Content;
 use crate::blobs::{self, Blobs, Copied, Folder, FolderFile, Partial};
@@ -68,7 +69,8 @@ impl Content {
     }
 
     /// Makes the content of `digest` present from a file of a folder, by a hard link where the file system allows it and `copy` does not
-    /// forbid it. What is here is not read. Ends with `Interrupted` when `cancel` fires; what was taken in by then stays.
+    /// forbid it. A copy for which there is no room waits while eviction makes some. What is here is not read. Ends with `Interrupted` when
+    /// `cancel` fires; what was taken in by then stays.
     ///
     /// # Errors
     /// There is no room, or the store's own disk or rows failed; the folder's file may be sound.
@@ -160,16 +162,32 @@ impl Content {
         if let Some(partial) = linked {
             return Ok(Ok(Staged { partial, size, linked: true }));
         }
-        let mut promise = self.space().promise(Some(size)).ok_or(Error::NoSpace)?;
+        let file = Arc::new(file);
+        let wanted = Wanted::real(size, cancel.clone());
+        self.patiently(wanted, || self.copy_foreign(Arc::clone(&file), digest, size, &cancel)).await
+    }
+
+    /// `None`: there is no room.
+    async fn copy_foreign(
+        &self,
+        file: Arc<FolderFile>,
+        digest: Digest,
+        size: u64,
+        cancel: &CancellationToken,
+    ) -> Result<Option<Result<Staged, Flaw>>, Error> {
+        let Some(mut promise) = self.space().promise_if_fits(size) else {
+            return Ok(None);
+        };
+        let (blobs, cancel) = (self.blobs(), cancel.clone());
         self.blocking(move || {
             let copied = blobs.copy(&file, &digest, &mut |_bytes| !cancel.is_cancelled());
             match copied {
                 Ok(Copied::Sound(partial)) => {
                     promise.reserved();
-                    Ok(Ok(Staged { partial, size, linked: false }))
+                    Ok(Some(Ok(Staged { partial, size, linked: false })))
                 }
-                Ok(Copied::Damaged) => Ok(Err(Flaw::Damaged)),
-                Ok(Copied::Unreadable(error)) => Flaw::of(error).map(Err),
+                Ok(Copied::Damaged) => Ok(Some(Err(Flaw::Damaged))),
+                Ok(Copied::Unreadable(error)) => Flaw::of(error).map(|flaw| Some(Err(flaw))),
                 Err(error) => {
                     promise.space().note_failure(&error);
                     Err(error)

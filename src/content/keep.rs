@@ -130,7 +130,7 @@ pub fn verdict(
 }
 
 fn offline(holders: &Holders, rules: &Rules, policy: &KeepPolicy) -> Option<Hold> {
-    if policy.offline || rules.switched_off().0 {
+    if policy.offline || rules.switched_off().all {
         return Some(Hold::Offline { upstream: None });
     }
     let of_revisions = holders.revisions.iter().map(|holder| &holder.repository.upstream);

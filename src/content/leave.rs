@@ -132,16 +132,10 @@ impl Content {
         Ok(())
     }
 
-    /// The file system's figures, at most a second old; zeros if it does not answer.
+    /// The file system's figures now; zeros if it does not answer.
     pub fn room(&self) -> Room {
         let (free, min_free) = self.space().figures();
         Room { free, min_free }
-    }
-
-    /// Waits until something was refused for want of room, or a commit came near to a limit; at once if that was so since the last
-    /// call. Answers what was refused since then.
-    pub async fn pressed(&self) -> Option<Refused> {
-        self.space().pressed().await
     }
 
     /// Bytes above which a commit presses: of all that is stored, and by upstream.

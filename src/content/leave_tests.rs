@@ -298,9 +298,10 @@ async fn what_is_refused_and_what_comes_near_presses() {
         disk.set_volume(Some(Volume { total: 100_000, free }));
         store.space().note_removal();
     };
+    let evicting = store.evicting();
     let pressed = || {
-        let pressed = Box::pin(store.pressed());
-        futures_util::FutureExt::now_or_never(pressed)
+        let pressed = futures_util::FutureExt::now_or_never(Box::pin(evicting.pressed()));
+        pressed.map(|()| evicting.look().refused())
     };
     let refused = Some(Some(Refused { bytes: 49_001, is_a_guess: false }));
     let near = Some(None);

@@ -15,6 +15,7 @@
 //! - Dropping a future at any await loses no committed file and leaves no lock held: what takes several steps runs in a task of
 //!   its own.
 //!
+//! - Who takes content in on purpose waits while others make room, for an event and never for luck; a pull never waits.
 //! - Content leaves in the order state, bytes, row, under the digest's lock, and what spoke for it is looked at again in the transaction
 //!   that takes the state away. A crash in between leaves a file without a row, which is taken in again unless somebody wanted it gone.
 //!
@@ -40,6 +41,9 @@ mod lock;
 mod metrics;
 mod open;
 mod orphans;
+mod patience;
+#[cfg(test)]
+mod patience_tests;
 #[doc(hidden)]
 pub mod populate;
 mod scrub;
@@ -68,6 +72,7 @@ pub use leave::{Evidence, Left, Refused, Room};
 pub use metrics::{Metrics, Mismatch};
 pub use open::BlobLookup;
 pub use orphans::{AdoptReport, Adopted, Haste};
+pub use patience::{Evicting, Look, ROOM_PATIENCE, Shortage, Why};
 pub use scrub::Verdict;
 pub use small::StoredManifest;
 pub use space::{MIN_FREE_BYTES_MAX, MIN_FREE_PERCENT, MinFree};

@@ -60,11 +60,24 @@ impl Content {
         let BlobRecord { size, present, mark, .. } = record;
         let opened = self.open_unchanged(digest, ObjectRecord { size, present, mark }).await?;
         record.present = opened.is_some();
-        let span = opened.map(|opened| {
-            let (size, lease) = (opened.stat.size, self.leases().take(digest.value()));
-            Span::new(ContentFile::leased(opened.file, size, lease), 0, size)
-        });
+        let span = opened.map(|opened| self.leased_span(digest, opened));
         Ok(BlobLookup { record, span })
+    }
+
+    fn leased_span(&self, digest: &Digest, opened: Opened) -> Span {
+        let (size, lease) = (opened.stat.size, self.leases().take(digest.value()));
+        Span::new(ContentFile::leased(opened.file, size, lease), 0, size)
+    }
+
+    /// The whole content of a digest if it is here, whichever repository has it. For whoever has asked before whether it may be shown, and
+    /// holds a lease since: what was deleted or purged meanwhile is still here for him.
+    pub async fn open_leased(&self, digest: &Digest) -> Result<Option<Span>, Error> {
+        let Some(object) = self.metadata().object(digest).await?.filter(|object| object.present)
+        else {
+            return Ok(None);
+        };
+        let opened = self.open_unchanged(digest, object).await?;
+        Ok(opened.map(|opened| self.leased_span(digest, opened)))
     }
 
     /// Whatever limits say, the content of a digest does not go from now on until the lease is dropped; an operator's order goes before it.

@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::leave::Refused;
+use super::patience::{Ended, Looks};
 use crate::blobs::{self, Blobs, Volume};
 use crate::oci::RegistryName;
 
@@ -61,7 +62,9 @@ pub(super) struct Space {
     min_free: MinFree,
     state: Mutex<State>,
     /// Somebody was refused room, or there is little left.
-    pressure: Notify,
+    pub(super) pressure: Notify,
+    /// The last look of whoever makes room.
+    pub(super) ended: watch::Sender<Ended>,
     closed: RwLock<Closed>,
     /// Something is closed; spares every request the lock.
     some_closed: AtomicBool,
@@ -75,14 +78,15 @@ struct Closed {
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(super) struct State {
     sample: Option<(Instant, Volume)>,
     /// Promised since the sample and reserved on the disk.
     since_sample: u64,
     /// Promised and not reserved on the disk.
-    unreserved: u64,
-    /// What was refused since the last [`Space::pressed`].
-    refused: Option<Refused>,
+    pub(super) unreserved: u64,
+    /// What was refused since the last look began.
+    pub(super) refused: Option<Refused>,
+    pub(super) looks: Looks,
     full_until: Option<Instant>,
     out_of_descriptors_until: Option<Instant>,
 }
@@ -102,15 +106,10 @@ impl Space {
             min_free,
             state: Mutex::default(),
             pressure: Notify::new(),
+            ended: watch::Sender::default(),
             closed: RwLock::default(),
             some_closed: AtomicBool::new(false),
         }
-    }
-
-    /// Waits for the next [`Space::press`], or one that nobody has waited for yet. What was refused since the last time?
-    pub(super) async fn pressed(&self) -> Option<Refused> {
-        self.pressure.notified().await;
-        self.state().refused.take()
     }
 
     /// Room is wanted.
@@ -151,16 +150,27 @@ impl Space {
         self.has_room(&mut state, size)
     }
 
+    /// The same without a refusal, for who asks for room in another way if there is none.
+    pub(super) fn fits(&self, size: u64) -> bool {
+        self.look(&mut self.state(), Some(size)).0
+    }
+
     /// The same, and the room is promised to the caller.
     pub(super) fn promise(self: &Arc<Self>, size: Option<u64>) -> Option<Promise> {
-        let bytes = size.unwrap_or(UNKNOWN_SIZE);
         let mut state = self.state();
-        if !self.has_room(&mut state, size) {
-            return None;
-        }
+        self.has_room(&mut state, size).then(|| self.promised(state, size))
+    }
+
+    /// The same without a refusal.
+    pub(super) fn promise_if_fits(self: &Arc<Self>, size: u64) -> Option<Promise> {
+        let mut state = self.state();
+        self.look(&mut state, Some(size)).0.then(|| self.promised(state, Some(size)))
+    }
+
+    fn promised(self: &Arc<Self>, mut state: MutexGuard<'_, State>, size: Option<u64>) -> Promise {
+        let bytes = size.unwrap_or(UNKNOWN_SIZE);
         state.unreserved = state.unreserved.saturating_add(bytes);
-        drop(state);
-        Some(Promise { space: Arc::clone(self), bytes, reserved: false })
+        Promise { space: Arc::clone(self), bytes, reserved: false }
     }
 
     /// An operation failed: if for want of room or descriptors, believe it for a while.
@@ -169,6 +179,9 @@ impl Space {
             let mut state = self.state();
             state.full_until = Some(Instant::now() + FULL_FOR);
             state.sample = None;
+            // Whoever comes next may come when this is forgotten, and meet the same.
+            state.refuse(UNKNOWN_SIZE, true);
+            self.press();
         } else if blobs::is_out_of_descriptors(error) {
             self.state().out_of_descriptors_until = Some(Instant::now() + OUT_OF_DESCRIPTORS_FOR);
         }
@@ -188,48 +201,60 @@ impl Space {
     /// Something was removed: what was believed of the disk holds no more.
     pub(super) fn note_removal(&self) {
         let mut state = self.state();
+        state.looks.removals += 1;
         state.full_until = None;
         state.sample = None;
     }
 
-    /// Bytes that are free and bytes that are left to others.
+    /// Bytes that are free now and bytes that are left to others. The disk is asked, because whoever makes room has to see what was
+    /// reserved a moment ago.
     pub(super) fn figures(&self) -> (u64, u64) {
         let mut state = self.state();
+        state.sample = None;
         match self.sample(&mut state) {
             Some(volume) => (volume.free, self.min_free.bytes(volume.total)),
             None => (0, 0),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn has_room(&self, state: &mut State, size: Option<u64>) -> bool {
-        let full = state.full_until.is_some_and(|until| Instant::now() < until);
-        if state.is_out_of_descriptors() {
-            return false;
-        }
-        let Some(volume) = self.sample(state) else {
-            return false;
+    /// Refuses, and presses, if nothing but room is wanting.
+    pub(super) fn has_room(&self, state: &mut State, size: Option<u64>) -> bool {
+        let (fits, volume) = self.look(state, size);
+        let Some(volume) = volume.filter(|_| !fits) else {
+            return fits;
         };
         let bytes = size.unwrap_or(UNKNOWN_SIZE);
-        let wanted = self.wanted(volume, bytes);
-        let fits = !full && state.unpromised(volume) >= wanted;
         // For what is larger than the file system nobody can make room, and whoever claims such a size must not empty the store.
-        if !fits && wanted <= volume.total {
+        if self.wanted(volume, bytes) <= volume.total {
             // A disk that is full although its figures say otherwise, as under a quota, tells nobody how much is missing.
-            state.refuse(bytes, size.is_none() || full);
+            let is_a_guess = size.is_none() || state.is_full();
+            state.refuse(bytes, is_a_guess);
             self.press();
         }
-        fits
+        false
     }
 
-    fn wanted(&self, volume: Volume, bytes: u64) -> u64 {
+    /// Is there room, and what does the file system say? Nothing if it does not answer, or if it is not room that is wanting.
+    fn look(&self, state: &mut State, size: Option<u64>) -> (bool, Option<Volume>) {
+        if state.is_out_of_descriptors() {
+            return (false, None);
+        }
+        let Some(volume) = self.sample(state) else {
+            return (false, None);
+        };
+        let wanted = self.wanted(volume, size.unwrap_or(UNKNOWN_SIZE));
+        (!state.is_full() && state.unpromised(volume) >= wanted, Some(volume))
+    }
+
+    pub(super) fn wanted(&self, volume: Volume, bytes: u64) -> u64 {
         self.min_free.bytes(volume.total).saturating_add(bytes)
     }
 
-    fn sample(&self, state: &mut State) -> Option<Volume> {
+    pub(super) fn sample(&self, state: &mut State) -> Option<Volume> {
         let now = Instant::now();
         if let Some((taken, volume)) = state.sample
             && now.duration_since(taken) < SAMPLE_FOR
@@ -244,7 +269,11 @@ impl Space {
 }
 
 impl State {
-    fn is_out_of_descriptors(&self) -> bool {
+    fn is_full(&self) -> bool {
+        self.full_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    pub(super) fn is_out_of_descriptors(&self) -> bool {
         self.out_of_descriptors_until.is_some_and(|until| Instant::now() < until)
     }
 
@@ -256,7 +285,7 @@ impl State {
         refused.is_a_guess |= is_a_guess;
     }
 
-    fn unpromised(&self, volume: Volume) -> u64 {
+    pub(super) fn unpromised(&self, volume: Volume) -> u64 {
         volume.free.saturating_sub(self.since_sample.saturating_add(self.unreserved))
     }
 }
@@ -346,7 +375,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_largest_size_that_was_refused_is_told_once() {
         let (space, ..) = space(MinFree::Default, 14 * MIB);
-        let pressed = || space.pressed().now_or_never().flatten();
+        let evicting = space.evicting();
+        let pressed = || evicting.pressed().now_or_never().and_then(|()| evicting.look().refused());
         assert!(!space.admits(Some(5 * MIB)) && !space.admits(Some(7 * MIB)));
         assert!(!space.admits(Some(6 * MIB)));
         let refused = Refused { bytes: 7 * MIB, is_a_guess: false };
@@ -367,7 +397,9 @@ mod tests {
         assert!(!space.admits(Some(MIB)));
         // By its figures there is room, so the size alone would move nobody to make any.
         let refused = Refused { bytes: MIB, is_a_guess: true };
-        assert_eq!(space.pressed().now_or_never(), Some(Some(refused)));
+        let evicting = space.evicting();
+        evicting.pressed().now_or_never().expect("it is pressed");
+        assert_eq!(evicting.look().refused(), Some(refused));
         tokio::time::advance(FULL_FOR).await;
         assert!(space.admits(None));
     }

@@ -254,7 +254,9 @@ impl Leftovers {
         let digest = &candidate.digest;
         tracing::info!(%digest, bytes = candidate.allocated, "room is short; an unfinished download goes");
         let removed = self.remove(digest);
-        self.space.note_removal();
+        if removed {
+            self.space.note_removal();
+        }
         removed
     }
 

@@ -251,6 +251,25 @@ async fn when_room_is_short_the_oldest_leftovers_go_first() {
 }
 
 #[tokio::test]
+async fn a_leftover_that_stays_is_no_removal() {
+    let root = tempfile::tempdir().unwrap();
+    let disk = FaultyDisk::new(Arc::new(RealDisk));
+    let store = Store::open_on(Arc::clone(&disk) as _, root.path());
+    leave(&store, &layer(1)).await.unwrap();
+    disk.set_volume(Some(Volume { total: 1 << 40, free: 0 }));
+    store.space().note_removal();
+    disk.fail(Plan { at: 1, lasting: true, fault: Fault::Io, only: Some(Operation::Unlink) });
+    let removals = || store.space().state().looks.removals;
+    let before = removals();
+    let refused = store.stage(&Digest::sha256_of(b"x"), Some(200_000)).await;
+    assert!(matches!(refused, Err(Error::NoSpace)));
+    assert!(disk.injected() > 0, "it was tried");
+    assert_eq!(removals(), before, "whoever waits for room must not take it for progress");
+    disk.heal();
+    store.finish().await;
+}
+
+#[tokio::test]
 async fn a_full_disk_takes_the_write_again_after_a_leftover_went() {
     let root = tempfile::tempdir().unwrap();
     let disk = FaultyDisk::new(Arc::new(RealDisk));

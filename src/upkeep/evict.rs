@@ -21,12 +21,15 @@ use super::events::Fate;
 use super::limits::{self, Aim, Figures, Goal, MAX_SIZE, MIN_FREE, UPSTREAM_MAX_SIZE};
 use super::service::Upkeep;
 use super::settings::{
-    AFTER_FAILURE, CLOCK_BELIEVED_AFTER, CLOCK_LEEWAY, CLOCK_STEP_MAX, COLLECT_EVERY, EVICT_EVERY,
-    EVICT_PAUSE, FAILURES_MAX, FIRST_LOOK, STEP_OBJECTS, STEP_PARALLEL, STEP_REST, STEP_WORK,
-    Settings, UNNEEDED_AFTER,
+    AFTER_FAILURE, CLOCK_LEEWAY, COLLECT_EVERY, EVICT_EVERY, EVICT_PAUSE, FAILURES_MAX, FIRST_LOOK,
+    STEP_OBJECTS, STEP_PARALLEL, STEP_REST, STEP_WORK, Settings, UNNEEDED_AFTER,
 };
+use super::shortage::why;
+use super::trust::Trust;
 use crate::clock::Timestamp;
-use crate::content::{Error, Evidence, HOLDERS_MAX, KeepVerdict, Left, Refused, verdict};
+use crate::content::{
+    Error, Evicting, Evidence, HOLDERS_MAX, KeepVerdict, Left, Look, Refused, verdict,
+};
 use crate::metadata::Idle;
 use crate::oci::{Digest, RegistryName};
 
@@ -82,7 +85,7 @@ impl<'a> Round<'a> {
         let young = upkeep.clock().now().minus(settings.young_for);
         let before = match aim.goal {
             Goal::Unused { before } => before.min(young),
-            Goal::Free { .. } | Goal::Stored { .. } => young,
+            Goal::Free { .. } | Goal::Stored { .. } | Goal::Quota { .. } => young,
         };
         let last = before.minus(Duration::from_millis(1));
         // An age asks for no order: what is gone upstream has had its time, too.
@@ -238,44 +241,33 @@ pub(super) async fn figures(upkeep: &Upkeep) -> Result<Figures, Error> {
 /// The task that looks at the limits, whenever room is short and now and then.
 pub(super) struct Evictor {
     upkeep: Upkeep,
-    /// What is wanted beyond `min_free`.
-    extra: u64,
+    evicting: Evicting,
     /// Limits that could not be met: the whole store, and single upstreams.
     closed_all: bool,
     closed: BTreeSet<RegistryName>,
     /// `min_free` cannot be met.
     short: bool,
+    /// It was said that the disk has a limit of its own.
+    is_quota_told: bool,
     collected: Option<Timestamp>,
     /// The look for rows that nothing needs goes on after this one.
     stray: i64,
-    pace: Pace,
-}
-
-/// What was seen of the clock: since when it went on, and its last time.
-#[derive(Clone, Copy, Debug, Default)]
-struct Pace(Option<(Timestamp, Timestamp)>);
-
-impl Pace {
-    /// Has it gone on for long enough to be believed rather than what is dated after it?
-    fn is_believed(&mut self, now: Timestamp) -> bool {
-        let goes_on = |last: Timestamp| last <= now && now.since(last) <= CLOCK_STEP_MAX;
-        let since = self.0.filter(|(_, last)| goes_on(*last)).map_or(now, |(since, _)| since);
-        self.0 = Some((since, now));
-        now.since(since) >= CLOCK_BELIEVED_AFTER
-    }
+    trust: Trust,
 }
 
 impl Evictor {
     pub(super) fn new(upkeep: Upkeep) -> Self {
+        let evicting = upkeep.content().evicting();
         Self {
             upkeep,
-            extra: 0,
+            evicting,
             closed_all: false,
             closed: BTreeSet::new(),
             short: false,
+            is_quota_told: false,
             collected: None,
             stray: 0,
-            pace: Pace::default(),
+            trust: Trust::default(),
         }
     }
 
@@ -285,15 +277,16 @@ impl Evictor {
         self.mark(&Figures::default());
         let mut pause = FIRST_LOOK;
         loop {
-            let refused = tokio::select! {
+            tokio::select! {
                 () = stop.cancelled() => return,
-                refused = self.upkeep.content().pressed() => refused,
-                () = self.upkeep.eviction_woken() => None,
-                () = sleep(pause) => None,
-            };
+                () = self.evicting.pressed() => {}
+                () = self.upkeep.eviction_woken() => {}
+                () = sleep(pause) => {}
+            }
+            let look = self.evicting.look();
             pause = tokio::select! {
                 () = stop.cancelled() => return,
-                pause = self.look(refused) => pause,
+                pause = self.look(look) => pause,
             };
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -303,10 +296,16 @@ impl Evictor {
     }
 
     /// Does what is due; answers after which time something more may be.
-    async fn look(&mut self, refused: Option<Refused>) -> Duration {
+    async fn look(&mut self, mut look: Look) -> Duration {
         // Whatever else is due: a clock that is set is to be seen.
-        self.pace.is_believed(self.upkeep.clock().now());
-        let evicted = self.evict(refused).await;
+        self.trust.look(self.upkeep.content().metadata(), self.upkeep.clock().now()).await;
+        let evicted = self.evict(&look).await;
+        if look.is_awaited() {
+            let why = self.explain(&evicted, look.refused()).await;
+            look.explain(why);
+        }
+        drop(look);
+        let evicted = evicted.map(drop);
         let collected = self.collect().await;
         let forgotten = self.forget_strays().await;
         match evicted.and(collected).and(forgotten) {
@@ -318,27 +317,52 @@ impl Evictor {
         }
     }
 
-    async fn evict(&mut self, refused: Option<Refused>) -> Result<(), Error> {
+    /// Answers how many objects went.
+    async fn evict(&mut self, look: &Look) -> Result<u64, Error> {
         let settings = self.upkeep.settings();
         let found = figures(&self.upkeep).await?;
         self.mark(&found);
-        self.extra = limits::extra(self.extra, found.room, refused);
-        let aims = found.aims(
+        // Whoever has the bytes in his hands claims nothing.
+        let extra = limits::extra(found.room, look.refused()).max(look.awaited());
+        let mut aims = found.aims(
             &settings,
             (self.closed_all, &self.closed),
-            self.extra,
+            extra,
             self.upkeep.clock().now(),
         );
+        let quota = found.under_quota(look.refused());
+        if quota.is_some() && !self.is_quota_told {
+            self.is_quota_told = true;
+            tracing::warn!(
+                "the disk takes no more although it shows room, as under a quota; as much goes as was refused; max_size below the quota keeps it from filling"
+            );
+        }
+        aims.extend(quota);
         // Offline nothing goes, so there is nothing to look at.
         let reached =
-            if self.upkeep.asks_nobody() { Ok(()) } else { self.reach(&settings, aims).await };
+            if self.upkeep.asks_nobody() { Ok(0) } else { self.reach(&settings, aims).await };
         // What failed does not change that a limit is met, or is not.
         let judged = self.judge(&settings).await;
-        reached.and(judged)
+        let objects = reached?;
+        judged.map(|()| objects)
     }
 
-    /// Goes round for each of the aims, and answers the first failure afterwards.
-    async fn reach(&self, settings: &Settings, aims: Vec<Aim>) -> Result<(), Error> {
+    /// Why not more could go, for those who wait for room.
+    async fn explain(&self, evicted: &Result<u64, Error>, refused: Option<Refused>) -> String {
+        let most = || limits::most(self.upkeep.content().room(), refused);
+        let why = match evicted {
+            Ok(0) if let Some(most) = most() => Ok(format!(
+                "room is made for {most} bytes at most for those who wait at the same time"
+            )),
+            Ok(0) => why(&self.upkeep, &self.upkeep.settings()).await,
+            Ok(_) => Ok("what went was not enough".to_owned()),
+            Err(error) => Err(error.clone()),
+        };
+        why.unwrap_or_else(|error| format!("it failed ({error})"))
+    }
+
+    /// Goes round for each of the aims, and answers the first failure afterwards, else how many objects went.
+    async fn reach(&self, settings: &Settings, aims: Vec<Aim>) -> Result<u64, Error> {
         let (mut objects, mut bytes, mut outcome) = (0_u64, 0_u64, Ok(()));
         for aim in aims {
             let mut round = Round::new(&self.upkeep, settings, aim);
@@ -364,7 +388,7 @@ impl Evictor {
         if objects > 0 {
             tracing::info!(objects, bytes, "content that was not used for longest was evicted");
         }
-        outcome
+        outcome.map(|()| objects)
     }
 
     /// Closes the store for what exceeds its limit although everything that may go has gone, and opens it again.
@@ -416,7 +440,7 @@ impl Evictor {
             return Ok(());
         }
         self.collected = Some(now);
-        if self.pace.is_believed(now) {
+        if self.trust.is_believed(now) {
             self.put_back().await?;
         }
         let settings = self.upkeep.settings();
@@ -476,34 +500,5 @@ fn say(limit: &'static str, upstream: &str, was: bool, is: bool) {
         );
     } else if was && !is {
         tracing::info!(limit, upstream, "a limit is met again; what is pulled is stored");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_clock_is_believed_when_it_went_on_for_a_day() {
-        let hour = 3_600_000;
-        let mut pace = Pace::default();
-        for (hours, believed) in [
-            (0, false),
-            (12, false),
-            (23, false),
-            (24, true),
-            (36, true),
-            // Set back, which begins anew.
-            (35, false),
-            (47, false),
-            (58, false),
-            (59, true),
-            // Set forward, maybe to a time that is still long past.
-            (4_000, false),
-            (4_012, false),
-            (4_024, true),
-        ] {
-            assert_eq!(pace.is_believed(Timestamp::from_millis(hours * hour)), believed, "{hours}");
-        }
     }
 }

@@ -17,8 +17,10 @@ pub(super) const MIN_FREE: &str = "min_free";
 pub(super) const MAX_SIZE: &str = "max_size";
 pub(super) const UPSTREAM_MAX_SIZE: &str = "upstream_max_size";
 pub(super) const MAX_UNUSED: &str = "max_unused";
+/// Of the disk itself, which tells nobody how much it is.
+pub(super) const QUOTA: &str = "quota";
 
-/// Something was refused, nobody knows for want of how much, although `min_free` was met: this much more is wanted at least. Doubled while that is not enough.
+/// Something was refused, nobody knows for want of how much, although `min_free` was met: this much more is wanted at least.
 const FREE_EXTRA_MIN: u64 = 16 * 1024 * 1024;
 /// What was refused gets this much at most, which is more than a layer has: whoever claims to have more must not empty the store.
 const FREE_EXTRA_MAX: u64 = 32 * 1024 * 1024 * 1024;
@@ -37,6 +39,8 @@ pub(super) enum Goal {
     Free { bytes: u64 },
     /// So much is stored at most.
     Stored { bytes: u64 },
+    /// The same, because the disk takes no more whatever it shows as free.
+    Quota { bytes: u64 },
     /// Nothing is left that was last used before.
     Unused { before: Timestamp },
 }
@@ -54,6 +58,7 @@ impl Goal {
         match (self, from) {
             (Self::Free { .. }, _) => MIN_FREE,
             (Self::Unused { .. }, _) => MAX_UNUSED,
+            (Self::Quota { .. }, _) => QUOTA,
             (Self::Stored { .. }, Some(_)) => UPSTREAM_MAX_SIZE,
             (Self::Stored { .. }, None) => MAX_SIZE,
         }
@@ -76,7 +81,7 @@ impl Figures {
             // A file system that does not answer is not helped by eviction.
             Goal::Free { .. } if self.room == Room::default() => Some(0),
             Goal::Free { bytes } => Some(bytes.saturating_sub(self.room.free)),
-            Goal::Stored { bytes } => {
+            Goal::Stored { bytes } | Goal::Quota { bytes } => {
                 Some(self.stored_from(aim.from.as_ref()).saturating_sub(bytes))
             }
             Goal::Unused { .. } => None,
@@ -125,6 +130,15 @@ impl Figures {
         aims
     }
 
+    /// What makes room under a quota that the disk does not show. As much goes as was refused: the next refusal takes the next step, and
+    /// what the disk refuses for another reason costs no more than clients asked it to take.
+    pub(super) fn under_quota(&self, refused: Option<Refused>) -> Option<Aim> {
+        let Refused { bytes, .. } = refused.filter(|refused| is_hidden(self.room, *refused))?;
+        let bytes = bytes.clamp(FREE_EXTRA_MIN, FREE_EXTRA_MAX);
+        let goal = Goal::Quota { bytes: self.stored_from(None).saturating_sub(bytes) };
+        Some(Aim { from: None, goal })
+    }
+
     /// Is a limit of bytes exceeded, or has it just been and hardly anything went?
     pub(super) fn is_full(&self, from: Option<&RegistryName>, limit: u64, was_full: bool) -> bool {
         let stored = self.stored_from(from);
@@ -132,23 +146,25 @@ impl Figures {
     }
 }
 
-/// What is to be free beyond `min_free`: what was refused would fit into it. If that is a guess, it is more each time it was not enough;
-/// `before` is the answer to the refusal before.
-pub(super) fn extra(before: u64, room: Room, refused: Option<Refused>) -> u64 {
-    let Some(Refused { bytes, is_a_guess }) = refused else {
+/// What is to be free beyond `min_free`: what was refused would fit into it. Free space is not what [`Figures::under_quota`] is about.
+pub(super) fn extra(room: Room, refused: Option<Refused>) -> u64 {
+    let Some(refused) = refused.filter(|refused| !is_hidden(room, *refused)) else {
         return 0;
     };
-    let known = bytes.min(FREE_EXTRA_MAX);
-    if !is_a_guess {
-        return known;
-    }
-    let was_enough_room = room.free >= room.min_free.saturating_add(before);
-    let tried = if was_enough_room {
-        before.saturating_mul(2).clamp(FREE_EXTRA_MIN, FREE_EXTRA_MAX)
-    } else {
-        before
-    };
-    known.max(tried)
+    let is_open = refused.is_a_guess && room.free >= room.min_free;
+    let least = if is_open { FREE_EXTRA_MIN } else { 0 };
+    refused.bytes.clamp(least, FREE_EXTRA_MAX)
+}
+
+/// Did the disk refuse what fits by its own figures?
+fn is_hidden(room: Room, refused: Refused) -> bool {
+    refused.is_a_guess && room.free >= room.min_free.saturating_add(refused.bytes)
+}
+
+/// Was more refused than anybody gets room for, and that much is free? Then in bytes.
+pub(super) fn most(room: Room, refused: Option<Refused>) -> Option<u64> {
+    let is_met = room.free >= room.min_free.saturating_add(FREE_EXTRA_MAX);
+    refused.filter(|refused| is_met && refused.bytes > FREE_EXTRA_MAX).map(|_| FREE_EXTRA_MAX)
 }
 
 /// Down to here eviction goes.
@@ -268,27 +284,55 @@ mod tests {
     fn what_was_refused_gets_its_size_however_often_it_was_refused() {
         let settings = Settings::default();
         let refused = |bytes| Some(Refused { bytes, is_a_guess: false });
-        assert_eq!(extra(9_999, room(5000), None), 0);
-        let mut wanted = 0;
-        for _ in 0..40 {
-            wanted = extra(wanted, room(5000), refused(7_000));
-            let found = figures(5000, &[("docker.io", 90_000)]);
-            let aims = found.aims(&settings, OPEN, wanted, NOW);
-            assert_eq!(aims, [aim(None, Goal::Free { bytes: 8_000 })]);
-        }
-        assert_eq!(extra(0, room(5000), refused(u64::MAX)), FREE_EXTRA_MAX);
+        assert_eq!(extra(room(5000), None), 0);
+        let wanted = extra(room(5000), refused(7_000));
+        let found = figures(5000, &[("docker.io", 90_000)]);
+        let aims = found.aims(&settings, OPEN, wanted, NOW);
+        assert_eq!(aims, [aim(None, Goal::Free { bytes: 8_000 })]);
+        assert_eq!(found.under_quota(refused(7_000)), None);
+        assert_eq!(found.under_quota(refused(10)), None, "somebody else has made room by now");
+        assert_eq!(extra(room(5000), refused(u64::MAX)), FREE_EXTRA_MAX);
         let met = figures(8_000, &[("docker.io", 90_000)]);
         assert_eq!(met.aims(&settings, OPEN, wanted, NOW), []);
     }
 
     #[test]
-    fn a_refusal_that_is_a_guess_asks_for_more_each_time() {
-        let refused = Some(Refused { bytes: 10, is_a_guess: true });
-        let first = extra(0, room(5000), refused);
-        assert_eq!(first, FREE_EXTRA_MIN);
-        assert_eq!(extra(first, room(5000), refused), first, "it was not even reached");
-        assert_eq!(extra(first, room(1000 + first), refused), 2 * first);
-        assert_eq!(extra(u64::MAX, room(u64::MAX), refused), FREE_EXTRA_MAX);
-        assert_eq!(extra(0, room(500), refused), 10, "the reserve itself comes first");
+    fn who_wants_more_than_anybody_gets_is_told_how_much_that_is() {
+        let refused = |bytes| Some(Refused { bytes, is_a_guess: false });
+        let met = room(1000 + FREE_EXTRA_MAX);
+        assert_eq!(most(met, refused(FREE_EXTRA_MAX + 1)), Some(FREE_EXTRA_MAX));
+        assert_eq!(most(met, refused(FREE_EXTRA_MAX)), None);
+        assert_eq!(most(met, None), None);
+        let short = room(999 + FREE_EXTRA_MAX);
+        assert_eq!(most(short, refused(u64::MAX)), None, "so much could not even go");
+    }
+
+    #[test]
+    fn a_size_that_nobody_knows_gets_some_room_at_once() {
+        let refused = Some(Refused { bytes: 1000, is_a_guess: true });
+        assert_eq!(extra(room(1999), refused), FREE_EXTRA_MIN);
+        assert_eq!(extra(room(500), refused), 1000, "the reserve itself comes first");
+        assert_eq!(figures(1999, &[]).under_quota(refused), None);
+        let huge = Some(Refused { bytes: u64::MAX, is_a_guess: true });
+        assert_eq!(extra(room(1999), huge), FREE_EXTRA_MAX);
+    }
+
+    #[test]
+    fn under_a_quota_as_much_goes_as_was_refused_however_much_seems_free() {
+        let tib = 1 << 40;
+        let found = figures(tib, &[("docker.io", tib), ("quay.io", 5)]);
+        let refused = |bytes| Some(Refused { bytes, is_a_guess: true });
+        let goes = |bytes| {
+            assert_eq!(extra(found.room, refused(bytes)), 0);
+            let aim = found.under_quota(refused(bytes)).expect("there is room by the figures");
+            assert_eq!(aim.goal.limit(None), QUOTA);
+            found.missing(&aim).expect("in bytes")
+        };
+        assert_eq!(goes(10), FREE_EXTRA_MIN);
+        assert_eq!(goes(7 * FREE_EXTRA_MIN), 7 * FREE_EXTRA_MIN);
+        assert_eq!(goes(tib / 2), FREE_EXTRA_MAX, "whoever claims to have more is not believed");
+        assert_eq!(found.under_quota(None), None);
+        let silent = Figures { room: Room::default(), ..found };
+        assert_eq!(silent.under_quota(refused(10)), None, "the file system does not answer");
     }
 }

@@ -23,8 +23,10 @@ mod metrics;
 mod pace;
 mod service;
 mod settings;
+mod shortage;
 #[cfg(test)]
 mod tests;
+mod trust;
 mod work;
 mod worker;
 

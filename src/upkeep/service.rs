@@ -106,7 +106,7 @@ impl Upkeep {
 
     /// Is no upstream asked at all, by the configuration or by a switch? Then nothing that goes could come back.
     pub(super) fn asks_nobody(&self) -> bool {
-        self.settings().keep.offline || self.0.content.metadata().rules().switched_off().0
+        self.settings().keep.offline || self.0.content.metadata().rules().switched_off().all
     }
 
     pub(super) fn content(&self) -> &Content {

@@ -61,14 +61,18 @@ pub(super) const STEP_REST: Duration = Duration::from_millis(10);
 pub(super) const FAILURES_MAX: usize = 64;
 /// Objects that leave at the same time: their rows are written in one go.
 pub(super) const STEP_PARALLEL: usize = 16;
+/// Objects that are looked at to tell somebody who waits for room why there is none, those unused for longest.
+pub(super) const WHY_OBJECTS: u32 = 256;
 /// What was deleted is looked at this often.
 pub(super) const COLLECT_EVERY: Duration = Duration::from_secs(3600);
 /// A clock that went on for so long without being set is believed: what is dated later than now was then written by a wrong one.
 /// A machine that starts without the time has it long before.
 pub(super) const CLOCK_BELIEVED_AFTER: Duration = Duration::from_secs(24 * 3600);
-/// A clock that went further between two looks was set forward, or the machine slept: neither says that it is right now. Far longer than
-/// the slowest round takes.
+/// A clock that went further between two looks was set forward, or the machine slept or was off: neither says that it is right now. Far
+/// longer than the slowest round and a restart take.
 pub(super) const CLOCK_STEP_MAX: Duration = Duration::from_secs(12 * 3600);
+/// What was seen of the clock is written this often: what is dated in between may count as a little older than it is.
+pub(super) const CLOCK_NOTED_EVERY: Duration = Duration::from_secs(3600);
 /// What is dated ahead by no more than this is left alone: clocks are adjusted all the time.
 pub(super) const CLOCK_LEEWAY: Duration = Duration::from_secs(60);
 /// Rows of content that is not here and that nothing needs are forgotten after so long.
