@@ -37,7 +37,7 @@ impl Carry {
             found.push(self.check_image(image, platforms).await?);
         }
         for set in sets {
-            for member in self.members_of(&self.set_named(set).await?).await? {
+            for member in self.members_named(set).await? {
                 let image = self.inner().desk.image(&Place::of(&member).to_string())?;
                 found.push(self.check_image(&image, platforms).await?);
             }

@@ -93,12 +93,15 @@ impl Closing {
             () = stopped.cancelled() => Err(End::Stopped),
             done = self.work() => done,
         };
+        if done.is_err() {
+            self.carry.recorder().put_back(self.set.id, std::mem::take(&mut self.left));
+        }
         let last = match done {
             Ok(()) => Event::Ended(self.report),
             Err(End::Failed(error)) => Event::Aborted { reason: error.to_string() },
             Err(End::Stopped) => {
-                let (name, left) = (&self.set.name, self.left.members.len());
-                tracing::warn!(%name, left, "nobody waited for the end of a recording; stopping it again goes on");
+                let name = &self.set.name;
+                tracing::warn!(%name, "nobody waited for the end of a recording; stopping it again goes on");
                 return;
             }
         };
@@ -308,7 +311,8 @@ impl Closing {
 
     /// Writes the rows of what could not be stored when it was pulled and perhaps is now, and tells what stays out of the set.
     async fn write_rest(&mut self) -> Result<(), End> {
-        let rest = std::mem::take(&mut self.left);
+        // A copy: who goes before all of it is told is told the next time.
+        let rest = self.left.clone();
         let metadata = self.carry.content().metadata();
         let (out, reason) = match metadata.add_members(self.set.id, rest.members.clone()).await {
             Ok(unknown) => (unknown, "it was pulled, and nothing of it could be stored"),

@@ -13,6 +13,7 @@ use super::manners::Manners;
 use super::metrics::Metrics;
 use super::service::Carry;
 use super::tree::{Member, Wish, referrer_tags};
+use crate::content;
 use crate::metadata::RepositoryKey;
 use crate::oci::{ByteRange, Digest, Tag};
 use crate::proxy::{self, Found, Proxied, Refreshing, Revision, Tagged};
@@ -20,6 +21,10 @@ use crate::registry::desk::Image;
 
 /// Blobs and manifests that one order fetches at a time.
 const OBJECTS_AT_A_TIME: usize = 6;
+/// Times that one object is asked for because there was no room for it before: others may have taken what was made.
+const ROOM_TRIES: u32 = 16;
+/// Times that one object comes whole and is not stored, or passes by a store that has room.
+const DOWNLOADS_MAX: u32 = 3;
 /// What the proxy says of a tag that it checks behind its answer.
 const CHECKED_BEHIND: &str = "while_revalidate";
 
@@ -50,6 +55,17 @@ struct Sums {
     fetched: HashSet<Digest>,
     /// Objects that are in the report: what two images have counts once.
     counted: HashSet<Digest>,
+}
+
+/// What became of an object that was asked for.
+enum Brought {
+    Here,
+    /// So many bytes came, and are not here.
+    NotStored(u64),
+    /// There is no room for so many bytes, and none were asked for.
+    NoRoom(u64),
+    /// Upstream does not have it.
+    Absent,
 }
 
 /// What an image is now.
@@ -180,8 +196,7 @@ impl Run {
     async fn resolve_there(&self, target: &Target) -> Result<Resolved, String> {
         match (target.image.digest(), target.image.tag_meant()) {
             (Some(digest), tag) => {
-                let found = self.revision(target, digest).await?;
-                if !found {
+                if matches!(self.revision(target, digest).await?, Brought::Absent) {
                     return Err(format!("upstream does not have {digest}"));
                 }
                 let note = match target.image.tag().and(tag) {
@@ -218,7 +233,7 @@ impl Run {
                 match checked {
                     Some(Refreshing::Confirmed(digest)) => Ok(Resolved { digest, note: None }),
                     Some(Refreshing::Moved(digest)) => {
-                        self.fetched(&digest, manifest_bytes(&manifest));
+                        self.came(&digest, manifest_bytes(&manifest)).await;
                         Ok(Resolved { digest, note: None })
                     }
                     Some(Refreshing::Unreachable(why)) => {
@@ -232,7 +247,7 @@ impl Run {
                 Ok(Resolved { digest, note: Some(format!("not confirmed: {reason}")) })
             }
             Tagged::Fetched { .. } | Tagged::Joined { .. } => {
-                self.fetched(&digest, manifest_bytes(&manifest));
+                self.came(&digest, manifest_bytes(&manifest)).await;
                 Ok(Resolved { digest, note: None })
             }
             Tagged::Fresh { .. } | Tagged::Revalidated { .. } | Tagged::Frozen { .. } => {
@@ -241,24 +256,49 @@ impl Run {
         }
     }
 
-    /// A manifest by its digest; `false`: upstream does not have it.
-    async fn revision(&self, target: &Target, digest: &Digest) -> Result<bool, String> {
+    /// A manifest by its digest.
+    async fn revision(&self, target: &Target, digest: &Digest) -> Result<Brought, String> {
         let proxy = self.carry.proxy();
         match self.ask(target, || proxy.revision(&target.proxied, digest)).await? {
-            None => Ok(false),
+            None => Ok(Brought::Absent),
             Some((manifest, Revision::Fetched { .. } | Revision::Joined)) => {
-                self.fetched(digest, manifest_bytes(&manifest));
-                Ok(true)
+                Ok(self.came(digest, manifest_bytes(&manifest)).await)
             }
-            Some((_, Revision::Stored | Revision::Renewed)) => Ok(true),
+            Some((_, Revision::Stored | Revision::Renewed)) => Ok(Brought::Here),
         }
     }
 
-    /// An object came.
-    fn fetched(&self, digest: &Digest, bytes: u64) {
+    /// An object came, and may have passed by a store that is full.
+    async fn came(&self, digest: &Digest, bytes: u64) -> Brought {
+        match self.carry.content().metadata().object(digest).await {
+            Ok(object) if !object.is_some_and(|object| object.present) => {
+                return Brought::NotStored(bytes);
+            }
+            // Who cannot be asked now is asked at the end, with all the others.
+            Ok(_) | Err(_) => {}
+        }
         if self.sums().fetched.insert(*digest) {
             self.metrics().object(bytes);
         }
+        Brought::Here
+    }
+
+    /// Waits for room for an object that found none. `false`: it was there at once, so that it may be something else that is wanting.
+    async fn room(&self, target: &Target, digest: &Digest, size: u64) -> Result<bool, String> {
+        let upstream = &key(target).upstream;
+        let no_room =
+            |why: &str| Err(format!("the store has no room for {digest} ({size} bytes){why}"));
+        if let Some(why) = self.manners.no_room(upstream, size) {
+            return no_room(&why);
+        }
+        let why = match self.carry.content().await_room(size, upstream).await {
+            Ok(waited) => return Ok(waited),
+            Err(content::Error::NoSpace) => String::new(),
+            Err(content::Error::NoRoom(shortage)) => format!(": {shortage}"),
+            Err(error) => format!(": {error}"),
+        };
+        self.manners.waited_in_vain(upstream, size, why.clone());
+        no_room(&why)
     }
 
     /// Fetches what of the image is missing; its fate, its bytes, and what there is to know.
@@ -344,10 +384,18 @@ impl Run {
     }
 
     async fn manifest(&self, target: &Target, digest: Digest) -> Result<(), String> {
-        match self.revision(target, &digest).await? {
-            true => Ok(()),
-            false => Err(format!("upstream does not have the manifest {digest}")),
+        for _try in 0..DOWNLOADS_MAX {
+            match self.revision(target, &digest).await? {
+                Brought::Here => return Ok(()),
+                Brought::NotStored(size) | Brought::NoRoom(size) => {
+                    self.room(target, &digest, size).await?;
+                }
+                Brought::Absent => {
+                    return Err(format!("upstream does not have the manifest {digest}"));
+                }
+            }
         }
+        Err(format!("the store does not take {digest}"))
     }
 
     /// Finds out what refers to a manifest: by the referrers API or its tag, and for what is no referrer itself by cosign's tags.
@@ -361,26 +409,42 @@ impl Run {
         for tag in referrer_tags(&member.digest).skip(1) {
             let answer = self.ask(target, || proxy.tag(&target.proxied, &tag)).await?;
             if let Some((manifest, Tagged::Fetched { .. } | Tagged::Joined { .. })) = answer {
-                self.fetched(&manifest.digest, manifest_bytes(&manifest));
+                self.came(&manifest.digest, manifest_bytes(&manifest)).await;
             }
         }
         Ok(())
     }
 
     async fn blob(&self, target: &Target, digest: Digest) -> Result<(), String> {
+        let mut in_vain = 0;
+        for _try in 0..ROOM_TRIES {
+            let (size, came) = match self.try_blob(target, digest).await? {
+                Brought::Here => return Ok(()),
+                Brought::NotStored(size) => (size, true),
+                Brought::NoRoom(size) => (size, false),
+                Brought::Absent => return Err(format!("upstream does not have {digest}")),
+            };
+            let waited = self.room(target, &digest, size).await?;
+            in_vain += u32::from(came || !waited);
+            if in_vain >= DOWNLOADS_MAX {
+                break;
+            }
+        }
+        Err(format!("the store does not take {digest}"))
+    }
+
+    async fn try_blob(&self, target: &Target, digest: Digest) -> Result<Brought, String> {
         let proxy = self.carry.proxy();
         let blob = self.ask_in_place(target, || proxy.blob(&target.proxied, &digest, None)).await?;
         let Some((blob, _place)) = blob else {
-            return Err(format!("upstream does not have {digest}"));
+            return Ok(Brought::Absent);
         };
         match blob.found {
             Found::Stored => {
                 self.sums().bytes += blob.size;
-                return Ok(());
+                return Ok(Brought::Here);
             }
-            Found::PastTheStore => {
-                return Err(format!("the store has no room for {digest} ({} bytes)", blob.size));
-            }
+            Found::PastTheStore => return Ok(Brought::NoRoom(blob.size)),
             Found::Joined | Found::Fetched => {}
         }
         let mut frames = blob.body.stream(ByteRange { start: 0, end: blob.size });
@@ -391,8 +455,12 @@ impl Run {
         }
         drop(frames);
         blob.body.settled().await;
-        self.fetched(&digest, blob.size);
-        Ok(())
+        let brought = self.came(&digest, blob.size).await;
+        if matches!(brought, Brought::NotStored(_)) {
+            let mut sums = self.sums();
+            sums.bytes = sums.bytes.saturating_sub(blob.size);
+        }
+        Ok(brought)
     }
 
     /// Adds what is here to the sums; the bytes of the image, and whether some of it was fetched in this run.

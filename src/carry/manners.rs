@@ -1,4 +1,5 @@
-//! How much may be asked of upstreams that have had enough: they are waited for a while, and then left alone for the rest of the run.
+//! How much may be asked of upstreams that have had enough, and of a store that is full: they are waited for a while, and then left alone,
+//! upstreams for the rest of the run.
 //!
 //! What must hold: nobody asks before the time that upstream named is over; an upstream that wants more patience than a run has, or says
 //! so again and again, is not asked any more; the others are asked meanwhile. The proxy has its own quiet times below this: here is decided
@@ -19,10 +20,21 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// Limits in a row, with no answer between them, that a run puts up with.
 const LIMITS_MAX: u32 = 3;
 
-/// What the upstreams of one run said.
+/// After a wait for room in vain nobody waits for as much, or more, for this long: each wait costs the others their turn.
+const NO_ROOM_FOR: Duration = Duration::from_secs(60);
+
+/// What the upstreams of one run said, and the store.
 #[derive(Debug, Default)]
 pub(super) struct Manners {
     upstreams: Mutex<HashMap<RegistryName, Standing>>,
+}
+
+/// Room for what comes from an upstream that was waited for in vain.
+#[derive(Debug)]
+struct NoRoom {
+    since: Instant,
+    size: u64,
+    why: String,
 }
 
 #[derive(Debug, Default)]
@@ -32,6 +44,8 @@ struct Standing {
     limits: u32,
     /// Nobody asks any more, and why.
     closed: Option<String>,
+    /// Each has limits of its own, so that there may be room for what comes from another one.
+    no_room: Option<NoRoom>,
 }
 
 impl Manners {
@@ -94,6 +108,21 @@ impl Manners {
         standing.until = Some(standing.until.map_or(until, |other| other.max(until)));
     }
 
+    /// Why nobody waits for room for so many bytes from the upstream just now.
+    pub(super) fn no_room(&self, name: &RegistryName, size: u64) -> Option<String> {
+        let counts =
+            |no_room: &&NoRoom| size >= no_room.size && no_room.since.elapsed() < NO_ROOM_FOR;
+        let upstreams = self.upstreams();
+        let no_room = upstreams.get(name)?.no_room.as_ref().filter(counts)?;
+        Some(no_room.why.clone())
+    }
+
+    /// Room for so many bytes from the upstream was waited for in vain.
+    pub(super) fn waited_in_vain(&self, name: &RegistryName, size: u64, why: String) {
+        let no_room = NoRoom { since: Instant::now(), size, why };
+        self.upstreams().entry(name.clone()).or_default().no_room = Some(no_room);
+    }
+
     /// The upstream is not to be asked any more in this run.
     pub(super) fn close(&self, name: &RegistryName, why: String) {
         self.upstreams().entry(name.clone()).or_default().closed.get_or_insert(why);
@@ -134,6 +163,20 @@ mod tests {
         let why = manners.turn(&name()).await.unwrap_err();
         assert!(why.contains("docker.io limits us again"), "{why}");
         assert_eq!(manners.closed(&name()), Some(why));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_room_that_was_waited_for_in_vain() {
+        let manners = Manners::default();
+        let (hub, quay) = (name(), "quay.io".parse().unwrap());
+        assert_eq!(manners.no_room(&hub, u64::MAX), None);
+        manners.waited_in_vain(&hub, 10, "all is pinned".to_owned());
+        let found = [9, 10, 11].map(|size| manners.no_room(&hub, size));
+        let why = Some("all is pinned".to_owned());
+        assert_eq!(found, [None, why.clone(), why]);
+        assert_eq!(manners.no_room(&quay, 11), None, "what came from there may go");
+        tokio::time::advance(NO_ROOM_FOR).await;
+        assert_eq!(manners.no_room(&hub, 10), None);
     }
 
     #[tokio::test(start_paused = true)]

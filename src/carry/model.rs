@@ -58,7 +58,7 @@ pub struct OfflineInfo {
     pub configured: bool,
     /// None is: switched at run time.
     pub all: bool,
-    /// Those that are not asked, by configuration or switch.
+    /// Those that are not asked, by configuration or switch; a family of hosts is one, as `*.pkg.dev`.
     pub upstreams: Vec<String>,
 }
 

@@ -66,19 +66,19 @@ impl Carry {
         let Some(set) = added else {
             return Err(match self.find_set(&name).await? {
                 Some(SetRecord { kind: SetKind::Record, until: None, .. }) => Error::new(
-                    Reason::Set,
+                    Reason::SetExists,
                     format!(
                         "{name} is being recorded already; `roadstead record stop {name}` ends it"
                     ),
                 ),
                 Some(_) => Error::new(
-                    Reason::Set,
+                    Reason::SetExists,
                     format!(
                         "there is a set named {name}; take another name, or forget that one with `roadstead set rm {name}`"
                     ),
                 ),
                 None => Error::new(
-                    Reason::Set,
+                    Reason::TooManySets,
                     "there are too many sets; forget some with `roadstead set rm`",
                 ),
             });
@@ -129,11 +129,14 @@ impl Carry {
         fetch: bool,
     ) -> Result<Job, Error> {
         let (carry, wanted) = (self.clone(), name.clone());
-        let (set, left) = self.to_the_end(async move { carry.end_record(&wanted).await }).await?;
-        let (story, job) = story::begin(self.inner().shutdown.child_token());
-        let closing = Closing::new(self.clone(), (set, left), platforms, fetch, story);
-        self.inner().tasks.spawn(closing.run());
-        Ok(job)
+        self.to_the_end(async move {
+            let ended = carry.end_record(&wanted).await?;
+            let (story, job) = story::begin(carry.inner().shutdown.child_token());
+            let closing = Closing::new(carry.clone(), ended, platforms, fetch, story);
+            carry.inner().tasks.spawn(closing.run());
+            Ok(job)
+        })
+        .await
     }
 
     /// Notes nothing more, and tells what has no row.

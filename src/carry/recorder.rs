@@ -61,6 +61,8 @@ struct Inner {
 #[derive(Default)]
 struct State {
     recordings: Vec<Recording>,
+    /// What recordings that have ended could not note in rows, and nobody was told; at most as many as may run.
+    untold: Vec<(i64, Left)>,
     /// A task writes, and looks once more before it ends.
     writing: bool,
 }
@@ -77,7 +79,7 @@ struct Recording {
 }
 
 /// What a recording could not note in rows.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Left {
     /// Its rows could not be written, or its revision has none because it passed by the store.
     pub(super) members: Vec<SetMember>,
@@ -159,17 +161,34 @@ impl Recorder {
         self.0.state().recordings.len()
     }
 
-    /// Ends a recording, and gives what has no row: what could not be written, and what was still waiting for it.
+    /// Ends a recording, and gives what has no row: what could not be written, and what was still waiting for it. Of one that has ended
+    /// before it is what was put back.
     pub(super) fn end(&self, id: i64) -> Left {
         let mut state = self.0.state();
+        let untold = state.untold.iter().position(|(of, _)| *of == id);
+        let mut left = untold.map(|at| state.untold.remove(at).1).unwrap_or_default();
         let at = state.recordings.iter().position(|recording| recording.id == id);
         let Some(recording) = at.map(|at| state.recordings.swap_remove(at)) else {
-            return Left::default();
+            return left;
         };
         self.0.on.store(!state.recordings.is_empty(), Relaxed);
-        let Recording { waiting, mut left, .. } = recording;
-        left.members.extend(waiting);
+        left.members.extend(recording.left.members);
+        left.members.extend(recording.waiting);
+        left.answers += recording.left.answers;
         left
+    }
+
+    /// Keeps what an end gave for the next end of the same recording, because nobody waited to be told of it. Lost when the program ends.
+    pub(super) fn put_back(&self, id: i64, left: Left) {
+        if left.members.is_empty() && left.answers == 0 {
+            return;
+        }
+        let mut state = self.0.state();
+        if state.untold.len() >= RECORDINGS_MAX {
+            // The oldest, which may be of a set that was forgotten since.
+            state.untold.remove(0);
+        }
+        state.untold.push((id, left));
     }
 }
 

@@ -13,7 +13,7 @@ use super::*;
 use crate::clock::{ManualClock, Timestamp};
 use crate::metadata::SetKind;
 use crate::metadata::testing::{Fault, Plan};
-use crate::oci::PlatformPattern;
+use crate::oci::{PlatformPattern, SetName};
 use crate::registry::{Registry, desk};
 
 struct Desk {
@@ -156,15 +156,41 @@ async fn recordings_have_a_limit_and_ends_are_forgotten() {
     desk.close().await;
 }
 
-#[tokio::test]
-async fn a_recording_ends_with_its_set_though_nobody_waits_for_that() {
+/// A service whose registry has nothing, and its tasks.
+fn idle_carry() -> (Carry, TaskTracker) {
     let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
     let clock: Arc<dyn Clock> = Arc::new(ManualClock::starting_at(Timestamp::from_millis(5_000)));
     let registry = Arc::new(Registry::serving_nothing());
     let desk = desk::Desk::new(registry, Arc::clone(&clock), desk::Settings::default());
     let (settings, metrics) = (Settings::default(), Metrics::default());
-    let (tasks_of, shutdown) = (tasks.clone(), shutdown);
-    let carry = Carry::new(Parts { desk, clock, tasks: tasks_of, shutdown, settings, metrics });
+    let parts = Parts { desk, clock, tasks: tasks.clone(), shutdown, settings, metrics };
+    (Carry::new(parts), tasks)
+}
+
+#[tokio::test]
+async fn what_is_in_no_row_stays_though_who_ends_the_recording_goes_at_once() {
+    let (carry, tasks) = idle_carry();
+    let (clients, upstreams) = (Vec::new(), Vec::new());
+    let name: SetName = "left".parse().unwrap();
+    carry.record(RecordOrder { name: name.clone(), clients, upstreams }).await.unwrap();
+    let id = carry.recorder().0.state().recordings[0].id;
+    let (shelf, digest) = (Shelf::new(), Digest::sha256_of(b"no row knows it"));
+    let client = [10, 0, 0, 1].into();
+    carry.recorder().note(&Served { client, repository: &shelf.key, tag: None, digest: &digest });
+    {
+        let mut stopping = pin!(carry.stop_record(&name, Vec::new(), false));
+        let begun = poll_fn(|cx| Poll::Ready(stopping.as_mut().poll(cx))).await;
+        assert!(begun.is_pending());
+    }
+    tasks.close();
+    tasks.wait().await;
+    assert!(!carry.recorder().is_recording());
+    assert_eq!(carry.recorder().end(id).members.len(), 1, "the next end tells it");
+}
+
+#[tokio::test]
+async fn a_recording_ends_with_its_set_though_nobody_waits_for_that() {
+    let (carry, tasks) = idle_carry();
     let (clients, upstreams) = (Vec::new(), Vec::new());
     let name = "left".parse().unwrap();
     carry.record(RecordOrder { name, clients, upstreams }).await.unwrap();

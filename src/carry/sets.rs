@@ -82,7 +82,17 @@ impl Carry {
         })
     }
 
-    /// All members of a set, as export, check and the end of a recording want them.
+    /// All members of the set of a name: those of a set that is removed meanwhile are less from one page to the next, and no answer.
+    pub(super) async fn members_named(&self, name: &str) -> Result<Vec<SetMember>, Error> {
+        let set = self.set_named(name).await?;
+        let members = self.members_of(&set).await?;
+        if self.set_named(name).await?.id == set.id {
+            return Ok(members);
+        }
+        Err(Error::new(Reason::Set, format!("the set {name} was removed meanwhile")))
+    }
+
+    /// All members of a set that nobody removes.
     pub(super) async fn members_of(&self, set: &SetRecord) -> Result<Vec<SetMember>, Error> {
         let mut members: Vec<SetMember> = Vec::new();
         loop {
@@ -118,4 +128,106 @@ fn place_in_list(text: &str) -> Result<SetMember, NoPlace> {
     let Place { repository, tag, digest } = text.parse()?;
     let digest = digest.ok_or(NoPlace)?;
     Ok(SetMember { repository, digest, tag, at: crate::clock::Timestamp::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::task::{Context, Poll, Wake, Waker};
+
+    use tokio::sync::Notify;
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
+
+    use super::super::metrics::Metrics;
+    use super::super::service::Parts;
+    use super::super::settings::Settings;
+    use super::*;
+    use crate::clock::{Clock, ManualClock, Timestamp};
+    use crate::metadata::{Proof, RepositoryKey, RevisionCommit};
+    use crate::oci::{Digest, MediaType};
+    use crate::registry::{Registry, desk};
+
+    struct Woken(Notify);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.notify_one();
+        }
+    }
+
+    async fn set_of_one(carry: &Carry) -> i64 {
+        let rows = carry.content().metadata();
+        let repository = RepositoryKey {
+            upstream: "docker.io".parse().unwrap(),
+            name: "team/app".parse().unwrap(),
+        };
+        let (digest, at) = (Digest::sha256_of(b"x"), Timestamp::from_millis(5_000));
+        let revision = RevisionCommit {
+            repository: repository.clone(),
+            digest,
+            media_type: MediaType::OCI_MANIFEST.parse().unwrap(),
+            size: 1,
+            children: Vec::new(),
+            subject: None,
+            artifact_type: None,
+            proof: Proof { proved: at, credential: None },
+            at,
+            tag: None,
+        };
+        rows.commit_revision(revision).await.unwrap();
+        let set = rows.add_set("s".parse().unwrap(), SetKind::Import, String::new());
+        let id = set.await.unwrap().unwrap().id;
+        let member = SetMember { repository, digest, tag: None, at };
+        assert!(rows.add_members(id, vec![member]).await.unwrap().is_empty());
+        id
+    }
+
+    #[tokio::test]
+    async fn a_set_that_goes_while_it_is_read_is_not_taken_for_a_smaller_one() {
+        let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        let clock: Arc<dyn Clock> =
+            Arc::new(ManualClock::starting_at(Timestamp::from_millis(5_000)));
+        let registry = Arc::new(Registry::serving_nothing());
+        let desk = desk::Desk::new(registry, Arc::clone(&clock), desk::Settings::default());
+        let (settings, metrics) = (Settings::default(), Metrics::default());
+        let carry = Carry::new(Parts { desk, clock, tasks, shutdown, settings, metrics });
+        let mut refused = 0;
+        for polls in 1.. {
+            let id = set_of_one(&carry).await;
+            let woken = Arc::new(Woken(Notify::new()));
+            let waker = Waker::from(Arc::clone(&woken));
+            let mut reading = pin!(carry.members_named("s"));
+            let mut poll = |_: &mut Context<'_>| {
+                Poll::Ready(reading.as_mut().poll(&mut Context::from_waker(&waker)))
+            };
+            let mut early = Poll::Pending;
+            for _poll in 0..polls {
+                early = poll_fn(&mut poll).await;
+                if early.is_ready() {
+                    break;
+                }
+                woken.0.notified().await;
+            }
+            carry.content().metadata().remove_set(id).await.unwrap();
+            let is_early = early.is_ready();
+            let read = match early {
+                Poll::Ready(read) => read,
+                Poll::Pending => reading.await,
+            };
+            match read {
+                Ok(members) => assert_eq!(members.len(), 1, "after {polls} polls"),
+                Err(error) => {
+                    refused += 1;
+                    assert_eq!(error.reason, Reason::Set);
+                }
+            }
+            if is_early {
+                break;
+            }
+        }
+        assert!(refused > 0);
+    }
 }

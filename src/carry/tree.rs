@@ -238,15 +238,13 @@ impl Walk<'_> {
         if member.platform.is_none() {
             member.platform = self.platform_of(&document).await?;
         }
-        let attests: HashMap<Digest, Digest> = document.attestations.iter().copied().collect();
         let listed = |digest: &Digest| {
             let mut children = document.children.iter();
             children.find(|(_, child)| child.digest == *digest).map(|(_, child)| child)
         };
         for (role, descriptor) in &document.children {
             let mut visit = Visit::listed(*role, descriptor, member);
-            let unknown = descriptor.platform.as_ref().is_some_and(Platform::is_unknown);
-            if let Some(named) = attests.get(&descriptor.digest).filter(|_| unknown) {
+            if let Some(named) = document.attested_by(descriptor) {
                 let Some(named) = listed(named).filter(|named| self.wants(named, member)) else {
                     continue;
                 };

@@ -7,8 +7,8 @@ use super::model::{OfflineInfo, WantedInfo};
 use super::place::{NoPlace, Place};
 use super::service::Carry;
 use crate::clock::Timestamp;
-use crate::metadata::{Holder, RepositoryKey, Wanted, WantedWhat};
-use crate::oci::{Digest, RegistryName};
+use crate::metadata::{Holder, RepositoryKey, Switch, Switches, Wanted, WantedWhat};
+use crate::oci::Digest;
 use crate::registry::desk::{LIST_LIMIT_MAX, Listed};
 
 /// Revisions among which one is looked for that needs a blob, the nearest first.
@@ -94,51 +94,62 @@ impl Carry {
     pub fn offline(&self) -> OfflineInfo {
         let (configured, by_configuration) = self.inner().desk.configured_offline();
         let rules = self.content().metadata().rules();
-        let (all, switched) = rules.switched_off();
-        let upstreams: BTreeSet<&RegistryName> = by_configuration.iter().chain(switched).collect();
-        let upstreams = upstreams.into_iter().map(ToString::to_string).collect();
-        OfflineInfo { configured, all, upstreams }
+        let off = rules.switched_off();
+        let by_configuration = by_configuration.iter().map(ToString::to_string);
+        // By name, each once.
+        let upstreams: BTreeSet<String> = by_configuration.chain(names(off)).collect();
+        OfflineInfo { configured, all: off.all, upstreams: upstreams.into_iter().collect() }
     }
 
     /// Says at the start what was switched off before it: nobody else would tell why misses are not fetched.
     pub(super) fn say_switches(&self) {
         let rules = self.content().metadata().rules();
-        let (all, upstreams) = rules.switched_off();
-        if all || !upstreams.is_empty() {
-            let names: Vec<&str> = upstreams.iter().map(RegistryName::as_str).collect();
+        let off = rules.switched_off();
+        if *off != Switches::default() {
+            let names: Vec<String> = names(off).collect();
             tracing::warn!(
-                all,
+                all = off.all,
                 upstreams = names.join(", "),
                 "upstreams are switched off since before the start; `roadstead online` takes that back"
             );
         }
     }
 
-    /// Switches one upstream, or all of them, from the next request on and over restarts. What the configuration says is offline stays so.
-    /// A registry that is not configured any more can only be switched on.
+    /// Switches one upstream, a family of hosts as a whole, or all of them, from the next request on and over restarts. What the
+    /// configuration says is offline stays so. What is not configured any more can only be switched on.
     pub async fn switch(
         &self,
         upstream: Option<&str>,
         offline: bool,
     ) -> Result<OfflineInfo, Error> {
         let metadata = self.content().metadata();
-        let name = match upstream {
-            None => None,
+        let what = match upstream {
+            None => Switch::All,
             Some(text) => {
-                let (name, configured) = self.inner().desk.registry_named(text)?;
-                let known = !offline && metadata.rules().switched_off().1.contains(&name);
+                let (what, configured) = self.inner().desk.switch_named(text)?;
+                let known = !offline && metadata.rules().switched_off().has(&what);
                 if !configured && !known {
-                    let message = format!("{name} is not configured, so it is not asked anyway");
+                    let message = match what {
+                        Switch::Family(_) => format!(
+                            "no upstream is configured with the family {what} (`patterns`), so it is not asked anyway"
+                        ),
+                        _ => format!("{what} is not configured, so it is not asked anyway"),
+                    };
                     return Err(Error::new(Reason::UnknownRegistry, message));
                 }
-                Some(name)
+                what
             }
         };
-        metadata.switch(name.clone(), offline).await?;
-        let upstream = name.as_ref().map_or("all", RegistryName::as_str);
-        tracing::info!(upstream, offline, "an upstream was switched");
+        metadata.switch(what.clone(), offline).await?;
+        tracing::info!(upstream = %what, offline, "an upstream was switched");
         Ok(self.offline())
     }
+}
+
+/// What is switched off besides all of them.
+fn names(off: &Switches) -> impl Iterator<Item = String> {
+    let upstreams = off.upstreams.iter().map(ToString::to_string);
+    upstreams.chain(off.families.iter().map(ToString::to_string))
 }
 
 /// An image was missed in more than one way.

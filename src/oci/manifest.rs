@@ -4,6 +4,7 @@
 //! (CVE-2021-41190: a document that is both an index and an image is refused); reading never recurses deeper than serde_json's own
 //! limit. Unknown media types pass: an artifact of tomorrow has the same shape.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use serde::Deserialize;
@@ -31,7 +32,7 @@ pub struct Manifest {
     pub artifact_type: Option<String>,
     /// Children of an index that BuildKit added to describe another child, each with the one that it names
     /// (`vnd.docker.reference.digest`).
-    pub attestations: Vec<(Digest, Digest)>,
+    pub attestations: HashMap<Digest, Digest>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +132,13 @@ impl Manifest {
         });
         Ok(Self { media_type, kind, children, subject, artifact_type, attestations })
     }
+
+    /// The manifest that a child of an index describes, if it is an attestation of BuildKit: such a child goes with that manifest and is
+    /// nothing that runs. A child of platform `unknown/unknown` that names none is an image like one without a platform.
+    pub fn attested_by(&self, child: &Descriptor) -> Option<&Digest> {
+        let is_unknown = child.platform.as_ref().is_some_and(Platform::is_unknown);
+        self.attestations.get(&child.digest).filter(|_named| is_unknown)
+    }
 }
 
 impl Document {
@@ -201,7 +209,7 @@ impl Document {
     }
 
     /// An annotation that names nothing describes nothing; that is no mistake of the index.
-    fn attestations(&self) -> Vec<(Digest, Digest)> {
+    fn attestations(&self) -> HashMap<Digest, Digest> {
         let named = |raw: &RawDescriptor| {
             let reference = raw.annotations.as_ref()?.reference.as_ref()?.as_str()?;
             Some((raw.digest.parse().ok()?, reference.parse().ok()?))

@@ -34,7 +34,7 @@ pub(super) struct File {
 #[derive(Clone, Debug)]
 pub(super) enum Source {
     Memory(Bytes),
-    Content(RepositoryKey, Digest),
+    Content(Digest),
 }
 
 /// A bundle before it is written.
@@ -261,7 +261,7 @@ impl Gathered {
         for manifests in [true, false] {
             let those = self.objects.iter().filter(|(_, object)| object.is_manifest == manifests);
             files.extend(those.filter(|(digest, _)| !left_out(digest)).map(|(digest, object)| {
-                let source = Source::Content(object.repository.clone(), *digest);
+                let source = Source::Content(*digest);
                 File { path: digest.layout_path(), size: object.size, source }
             }));
         }

@@ -71,7 +71,8 @@ impl Carry {
         Ok(Root { key, tag, digest, since })
     }
 
-    /// When the tag was last seen to begin to point at the digest.
+    /// When the tag was last seen to begin to point at the digest; by the clock of whoever told us, where that was ahead of ours, and not
+    /// before what was told of earlier moves.
     pub(super) async fn since(
         &self,
         key: &RepositoryKey,
@@ -79,11 +80,16 @@ impl Carry {
         digest: &Digest,
     ) -> Result<Option<Timestamp>, Error> {
         let moves = self.content().metadata().timeline(key, tag, MOVES_MAX).await?;
-        Ok(moves.into_iter().find(|entry| entry.digest == Some(*digest)).map(|entry| entry.since))
+        let Some(newest) = moves.iter().position(|entry| entry.digest == Some(*digest)) else {
+            return Ok(None);
+        };
+        // The newest comes first.
+        let told = moves[newest..].iter().filter_map(|entry| entry.told).max();
+        Ok(Some(told.map_or(moves[newest].since, |told| told.max(moves[newest].since))))
     }
 
     async fn of_set(&self, name: &str, roots: &mut Vec<Root>) -> Result<(), Error> {
-        let members = self.members_of(&self.set_named(name).await?).await?;
+        let members = self.members_named(name).await?;
         if members.is_empty() {
             return Err(Error::new(Reason::Set, format!("the set {name} has no images")));
         }

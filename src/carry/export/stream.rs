@@ -9,7 +9,6 @@ use tokio_util::task::TaskTracker;
 use super::archive;
 use super::plan::{File, Source};
 use crate::content::Content;
-use crate::metadata::RepositoryKey;
 use crate::oci::{Digest, DigestHasher};
 use crate::span::{FramePool, Span};
 use crate::story::{Stopped, Story};
@@ -57,9 +56,7 @@ impl Pour {
             self.put(head.into()).await?;
             match &file.source {
                 Source::Memory(bytes) => self.put(bytes.clone()).await?,
-                Source::Content(repository, digest) => {
-                    self.content(repository, digest, file.size).await?;
-                }
+                Source::Content(digest) => self.content(digest, file.size).await?,
             }
             self.put(Bytes::from_static(archive::filling(file.size))).await?;
         }
@@ -67,15 +64,11 @@ impl Pour {
         self.flush().await
     }
 
-    async fn content(
-        &mut self,
-        repository: &RepositoryKey,
-        digest: &Digest,
-        size: u64,
-    ) -> Result<(), Ended> {
+    /// The bundle's leases hold it, and that its repository may show it was asked when they were taken.
+    async fn content(&mut self, digest: &Digest, size: u64) -> Result<(), Ended> {
         let ended = |why: String| Ended::Content { digest: *digest, why };
-        let found = self.content.open_blob(repository, digest).await;
-        let found = found.map_err(|error| ended(error.to_string()))?.span;
+        let found = self.content.open_leased(digest).await;
+        let found = found.map_err(|error| ended(error.to_string()))?;
         let span = found.ok_or_else(|| ended("it is not here any more".to_owned()))?;
         if span.length() != size {
             return Err(ended(format!("it has {} bytes, not {size}", span.length())));

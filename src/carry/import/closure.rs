@@ -22,8 +22,6 @@ const DEPTH_MAX: u32 = 16;
 const DESCRIPTORS_MAX: usize = 600_000;
 /// Missing objects that a refusal names.
 const MISSING_TOLD: usize = 20;
-/// The operating system of what is no image of a platform, such as `BuildKit`'s attestations.
-const NO_PLATFORM: &str = "unknown";
 
 /// A manifest that is here.
 #[derive(Debug)]
@@ -293,9 +291,10 @@ impl<'a> Closure<'a> {
             if document.manifest.kind != ManifestKind::Index {
                 return document.missing.is_empty();
             }
-            let platforms = document.manifest.children.iter().filter(|(_, child)| {
-                child.platform.as_ref().is_none_or(|platform| platform.os != NO_PLATFORM)
-            });
+            // Attestations stand beside images and are none.
+            let manifest = &document.manifest;
+            let children = manifest.children.iter();
+            let platforms = children.filter(|(_, child)| manifest.attested_by(child).is_none());
             platforms.fold(false, |whole, (_, child)| self.is_whole(&child.digest, known) || whole)
         });
         known.insert(*digest, whole);

@@ -5,6 +5,7 @@ use std::io::{self, BufReader, Read, Write};
 
 use flate2::write::MultiGzDecoder;
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use super::names::{self, Document, Place};
 use super::tar::{Archive, Broken, Kind, Member};
@@ -43,32 +44,40 @@ pub(super) struct Gathered {
 }
 
 /// Reads all of it.
+///
+/// Waits for room where there is none, until `gone` is cancelled.
 pub(super) fn gather(
     source: impl Read,
     content: &Content,
-    handle: &Handle,
+    (handle, gone): (&Handle, &CancellationToken),
 ) -> Result<Gathered, Error> {
     let mut source = BufReader::with_capacity(PIECE_BYTES, source);
     let begins = io::BufRead::fill_buf(&mut source).map_err(|error| stream(&error))?;
     if begins.starts_with(&GZIP_MAGIC) {
         let source = flate2::bufread::MultiGzDecoder::new(source);
-        return Intake::new(source, content, handle).run();
+        return Intake::new(source, content, (handle, gone)).run();
     }
-    Intake::new(source, content, handle).run()
+    Intake::new(source, content, (handle, gone)).run()
 }
 
 struct Intake<'a, R> {
     archive: Archive<R>,
     content: &'a Content,
     handle: &'a Handle,
+    /// Nobody wants it any more.
+    gone: &'a CancellationToken,
     gathered: Gathered,
     buffer: Vec<u8>,
 }
 
 impl<'a, R: Read> Intake<'a, R> {
-    fn new(source: R, content: &'a Content, handle: &'a Handle) -> Self {
+    fn new(
+        source: R,
+        content: &'a Content,
+        (handle, gone): (&'a Handle, &'a CancellationToken),
+    ) -> Self {
         let (gathered, buffer) = (Gathered::default(), vec![0; PIECE_BYTES]);
-        Self { archive: Archive::new(source), content, handle, gathered, buffer }
+        Self { archive: Archive::new(source), content, handle, gone, gathered, buffer }
     }
 
     fn run(mut self) -> Result<Gathered, Error> {
@@ -189,7 +198,7 @@ impl<'a, R: Read> Intake<'a, R> {
         };
         let mut arrival = match here {
             Some(_) => None,
-            None => Some(self.handle.block_on(self.content.receive(size)).map_err(failed)?),
+            None => Some(self.receive(name, size)?),
         };
         let algorithm = named.map_or(Algorithm::Sha256, |digest| digest.algorithm());
         let (digest, unpacked) =
@@ -210,6 +219,20 @@ impl<'a, R: Read> Intake<'a, R> {
         };
         self.gathered.content.insert(digest, held);
         Ok(Part { digest, size, unpacked })
+    }
+
+    /// Room for a member, which is waited for.
+    fn receive(&self, name: &str, size: u64) -> Result<Arrival, Error> {
+        self.handle.block_on(async {
+            tokio::select! {
+                arrival = self.content.receive(size) => {
+                    arrival.map_err(|error| cannot_store(name, size, &error))
+                }
+                () = self.gone.cancelled() => {
+                    Err(stream(&io::Error::other("nobody waits for it any more")))
+                }
+            }
+        })
     }
 
     /// Reads the member to its end; the digest of its bytes, and of what they decompress to if that is wanted and they do.
@@ -323,6 +346,12 @@ pub(super) fn cannot_store(name: &str, size: u64, error: &content::Error) -> Err
             Reason::Room,
             format!(
                 "there is no room for {name} ({size} bytes) above min_free; nothing was taken in, and the next try does not store again what came"
+            ),
+        ),
+        content::Error::NoRoom(shortage) => Error::new(
+            Reason::Room,
+            format!(
+                "there is no room for {name} ({size} bytes): {shortage}; nothing was taken in, and the next try does not store again what came"
             ),
         ),
         error => {

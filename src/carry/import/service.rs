@@ -29,7 +29,8 @@ pub struct ImportOrder {
 
 impl Carry {
     /// Reads the bundle to its end, verifies everything, and takes all of it in or nothing; answers when that is done. Bytes that were
-    /// verified are kept for a while when it is cut short, so that the next try does not write them again.
+    /// verified are kept for a while when it is cut short, so that the next try does not write them again. Where there is no room it
+    /// waits while eviction makes some, and reads nothing meanwhile.
     ///
     /// # Errors
     /// `Busy` while another one is taken in, `Bundle` for a bad bundle with the member that is, `Incomplete` if something is neither in it
@@ -45,8 +46,11 @@ impl Carry {
         let name = order.name.as_deref().map(|name| inner.desk.image(name)).transpose()?;
         let (feed, source) = feed::pair();
         let (content, handle) = (self.content().clone(), Handle::current());
+        // Whoever goes while it waits for room ends the wait.
+        let gone = inner.shutdown.child_token();
+        let _goes = gone.clone().drop_guard();
         let gathering = inner.tasks.spawn_blocking(move || {
-            let gathered = intake::gather(source, &content, &handle);
+            let gathered = intake::gather(source, &content, (&handle, &gone));
             (gathered, permit)
         });
         let filling = async {

@@ -109,7 +109,7 @@ fn set_of(upstream: &RegistryName) -> Result<SetName, Error> {
     let text = format!("takeover-{}", upstream.as_str().replace(|mark: char| !is_plain(mark), "-"));
     text.parse().map_err(|error| {
         Error::new(
-            Reason::Set,
+            Reason::Value,
             format!("{text:?} cannot name a set: {error}; say which with --set"),
         )
     })

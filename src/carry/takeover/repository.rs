@@ -478,9 +478,8 @@ fn gather_children(book: &mut Book, manifest: &Manifest, known: &mut Known) {
             continue;
         };
         below.is_child = true;
-        let platform = child.platform.as_ref();
-        // Attestations stand beside platforms and are none.
-        let is_platform = platform.is_none_or(|platform| platform.os != "unknown");
+        // Attestations stand beside images and are none.
+        let is_platform = manifest.attested_by(child).is_none();
         any_whole |= below.whole && is_platform;
         known.fresh |= below.fresh;
         known.bytes += below.bytes;

@@ -73,6 +73,9 @@ impl From<content::Error> for Stop {
             content::Error::NoSpace => Self::Aborted(
                 "there is no room in the store; what was taken in by now stays: make room and run it again, and it goes on".to_owned(),
             ),
+            content::Error::NoRoom(shortage) => Self::Aborted(format!(
+                "there is no room in the store: {shortage}; what was taken in by now stays: make room and run it again, and it goes on"
+            )),
             content::Error::Disk(error) if error.kind() == io::ErrorKind::Interrupted => Self::Stopped,
             content::Error::Metadata(error) => error.into(),
             error => Self::Aborted(format!("the store cannot take it in ({error}); run it again, and it goes on")),
