@@ -28,11 +28,8 @@ impl Config {
         let refusals = self.upstreams.iter().filter_map(|own| {
             let made = rooms::upstream(own, None);
             let refusal = made.and_then(|settings| Upstream::new(settings, &shared)).err()?;
-            Some(Mistake {
-                place: Place::BuiltIn,
-                key: format!("upstream.\"{}\"", own.name),
-                text: refusal.to_string(),
-            })
+            let key = format!("upstream.\"{}\"", own.name);
+            Some(Mistake::new(Place::BuiltIn, key, refusal.to_string()))
         });
         refusals.collect()
     }
@@ -54,6 +51,6 @@ mod tests {
         config.upstreams[0].ca_file = Some(file.path().to_owned());
         let found = config.check_upstreams();
         assert_eq!(found.len(), 1, "{found:?}");
-        assert!(found[0].text.contains("certificate"), "{}", found[0]);
+        assert!(found[0].text().contains("certificate"), "{}", found[0]);
     }
 }

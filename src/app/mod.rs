@@ -26,3 +26,4 @@ pub use crate::registry::desk::{
     PlatformInfo, Refreshed, RuleInfo, TagInfo, UpstreamUsage, UsageInfo,
 };
 pub use crate::upkeep::{Event, Fate, Finding, JobKind, Report};
+pub use crate::upstream::may_hold_password;

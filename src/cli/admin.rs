@@ -394,7 +394,19 @@ impl fmt::Display for Trouble {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+    use std::sync::mpsc;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+    use tokio::time::{Instant, sleep};
+
     use super::*;
+    use crate::cli::upload::{FINISH_TIME, STALL_TIME};
+
+    /// Much more than pieces that wait and what the connection holds.
+    const BODY: usize = 8 * 1024 * 1024;
+    const BEGINNING: usize = 2 * 1024 * 1024;
+    const MINUTE: Duration = Duration::from_secs(60);
 
     #[test]
     fn parameters_are_encoded() {
@@ -421,5 +433,99 @@ mod tests {
         assert!(refused("no_such_path").contains("older version"));
         let foreign = Trouble::Foreign { status: 404 }.to_string();
         assert!(foreign.contains("404") && foreign.contains("admin_listen"), "{foreign}");
+    }
+
+    /// Sends a body, known by its size or not, to another side that does this. The reading thread waits for `first`; when it has handed on
+    /// more than the connection holds, it drops `then`.
+    async fn sent(
+        known: bool,
+        (first, then): (mpsc::Receiver<()>, mpsc::Sender<()>),
+        other: impl AsyncFnOnce(DuplexStream),
+    ) -> Result<(), Trouble> {
+        let client = Client::new(Reach::Socket { path: PathBuf::new(), by: "the test".to_owned() });
+        let size = known.then_some(u64::try_from(BODY).unwrap());
+        let upload = Upload::new(size, move |pieces| {
+            first.recv().unwrap_err();
+            let failed = |error: io::Error| error.to_string();
+            pieces.write_all(&vec![7; BEGINNING]).map_err(failed)?;
+            drop(then);
+            pieces.write_all(&vec![7; BODY - BEGINNING]).map_err(failed)
+        });
+        let upload = upload.unwrap();
+        let (told, (ours, theirs)) = (upload.sent(), duplex(64 * 1024));
+        let exchanged = client.exchange(ours, Ask::post("/import"), upload, Some(told));
+        let (exchanged, ()) = tokio::join!(exchanged, other(theirs));
+        exchanged.map(drop)
+    }
+
+    /// A source that has everything at once.
+    fn quick() -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
+        (mpsc::channel().1, mpsc::channel().0)
+    }
+
+    /// Reads all of a request with its body, in whatever framing.
+    async fn read_all(stream: &mut DuplexStream) {
+        let (mut seen, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
+        let is_whole = |seen: &[u8]| {
+            let head = seen.windows(4).position(|end| end == b"\r\n\r\n");
+            let chunked = seen.windows(7).take(400).any(|word| word == b"chunked");
+            head.is_some_and(|head| match chunked {
+                true => seen.ends_with(b"\r\n0\r\n\r\n"),
+                false => seen.len() == head + 4 + BODY,
+            })
+        };
+        while !is_whole(&seen) {
+            let read = stream.read(&mut buffer).await.unwrap();
+            assert!(read > 0, "it ends early");
+            seen.extend_from_slice(&buffer[..read]);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_all_of_a_body_has_half_an_hour_to_answer() {
+        for known in [true, false] {
+            let answered = sent(known, quick(), async |mut stream| {
+                read_all(&mut stream).await;
+                sleep(FINISH_TIME - MINUTE).await;
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            });
+            assert!(answered.await.is_ok(), "known size: {known}");
+            let begun = Instant::now();
+            let silent = sent(known, quick(), async |mut stream| {
+                read_all(&mut stream).await;
+                sleep(2 * FINISH_TIME).await;
+            });
+            match silent.await {
+                Err(Trouble::Silent(waited)) => assert_eq!(waited, FINISH_TIME),
+                other => panic!("known size: {known}: {other:?}"),
+            }
+            assert!(begun.elapsed() >= FINISH_TIME);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_has_gone_and_a_slow_source_is_no_reason_to_give_up() {
+        for known in [true, false] {
+            let (then, begun) = mpsc::channel();
+            let stalled = sent(known, (mpsc::channel().1, then), async |stream| {
+                // A thread that waits keeps the paused clock from running.
+                let begun = TaskTracker::new().spawn_blocking(move || begun.recv()).await;
+                begun.unwrap().unwrap_err();
+                sleep(2 * STALL_TIME).await;
+                drop(stream);
+            });
+            match stalled.await {
+                Err(Trouble::Silent(waited)) => assert_eq!(waited, STALL_TIME),
+                other => panic!("known size: {known}: {other:?}"),
+            }
+            let (come, comes) = mpsc::channel::<()>();
+            let slow = sent(known, (comes, mpsc::channel().0), async |mut stream| {
+                sleep(3 * STALL_TIME).await;
+                drop(come);
+                read_all(&mut stream).await;
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            });
+            assert!(slow.await.is_ok(), "known size: {known}");
+        }
     }
 }

@@ -58,7 +58,7 @@ fn run(
 /// What is allowed and still worth a word, at each start and reload.
 fn warn(config: &Config) {
     for warning in &config.warnings {
-        tracing::warn!(place = %warning.place, key = %warning.key, "{}", warning.text);
+        tracing::warn!(place = %warning.place, key = %warning.key, "{}", warning.text());
     }
     for proxy in banner::proxies(config) {
         tracing::info!("HTTP proxy: {proxy}");

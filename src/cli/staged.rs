@@ -56,6 +56,11 @@ impl Staged {
         Ok(Self { file, path })
     }
 
+    /// Where it is until then.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Gives it its name, in place of what had it.
     pub(super) fn become_file(&self, path: &Path) -> io::Result<()> {
         fs::rename(&self.path, path)

@@ -21,9 +21,9 @@ pub(super) const PIECE_BYTES: usize = 256 * 1024;
 /// Pieces that wait.
 const PIECES: usize = 8;
 /// The other side takes no byte for this long although there are some: it has gone. Its disk may be slow.
-const STALL_TIME: Duration = Duration::from_secs(300);
+pub(super) const STALL_TIME: Duration = Duration::from_secs(300);
 /// From the last byte to the answer: the other side verifies what it has read and writes it down.
-const FINISH_TIME: Duration = Duration::from_secs(1800);
+pub(super) const FINISH_TIME: Duration = Duration::from_secs(1800);
 /// How often it is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -156,7 +156,11 @@ impl Body for Upload {
         piece.map(|piece| match piece {
             Some(Ok(bytes)) => {
                 let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-                self.sent.bytes.fetch_add(length, Ordering::Relaxed);
+                let before = self.sent.bytes.fetch_add(length, Ordering::Relaxed);
+                // Whoever was told the size asks for nothing behind it.
+                if self.size == Some(before.saturating_add(length)) {
+                    self.sent.ended.store(true, Ordering::Relaxed);
+                }
                 Some(Ok(Frame::data(bytes)))
             }
             Some(Err(error)) => Some(Err(error)),

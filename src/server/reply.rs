@@ -61,6 +61,8 @@ pub(super) mod admin {
             Reason::Held
             | Reason::Offline
             | Reason::TooManyRules
+            | Reason::SetExists
+            | Reason::TooManySets
             | Reason::Incomplete
             | Reason::Busy => StatusCode::CONFLICT,
             Reason::Room => StatusCode::INSUFFICIENT_STORAGE,

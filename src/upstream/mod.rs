@@ -55,5 +55,5 @@ pub use quota::{QUOTA_RESERVE, Spending};
 pub use reqwest::Url;
 pub use settings::{
     CREDENTIAL_REFRESH, CaFile, CredentialSource, Limits, Parent, Program, ProxyEnv, Secret,
-    Settings, shown,
+    Settings, may_hold_password, shown,
 };

@@ -353,12 +353,44 @@ pub fn shown(proxy: &str) -> String {
     without_userinfo(proxy).replacen("***@", "", 1)
 }
 
+/// Could a text that was meant as an address hold a password? It does before an `@`; and where the `@` was forgotten
+/// (`http://me:secretproxy:3128`) there is more than a port behind the host, and nobody can tell what. An IPv6 address without its brackets
+/// is none.
+pub fn may_hold_password(text: &str) -> bool {
+    if text.contains('@') {
+        return true;
+    }
+    // Slashes are forgotten as easily.
+    let (has_scheme, rest) =
+        text.split_once(":/").map_or((false, text), |(_scheme, rest)| (true, rest));
+    let rest = rest.trim_start_matches('/');
+    // Brackets are around a host and nothing else; one within a password hides nothing.
+    let is_bracketed = rest.starts_with('[');
+    let host_end = rest.find(']').filter(|_| is_bracketed).map_or(0, |end| end + 1);
+    let Some((_host, after)) = rest[host_end..].split_once(':') else {
+        return false;
+    };
+    let port = after.split(['/', '?', '#', ':']).next().unwrap_or_default();
+    let has_port = port.bytes().all(|byte| byte.is_ascii_digit());
+    let has_more = after.contains(':');
+    if has_scheme {
+        // In an address a port is a number and no other colon is needed, so what else there is may be of a password with a slash in it.
+        return !has_port || has_more;
+    }
+    let is_number =
+        |byte: u8| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.' | b'[' | b']' | b'/');
+    // A name with a port and a tag has two as well, and so have the paths of Rust.
+    let is_name = has_port && (port.is_empty() || after[port.len()..].starts_with('/'));
+    has_more && !is_name && !rest.bytes().all(is_number)
+}
+
 /// A URL text without what stands before the last `@` of its authority; works on texts that are no URL at all.
 fn without_userinfo(text: &str) -> String {
     let (scheme, rest) = text.split_once("://").map_or(("", text), |(scheme, rest)| (scheme, rest));
     let joined = if scheme.is_empty() { "" } else { "://" };
     match rest.rsplit_once('@') {
         Some((_userinfo, host)) => format!("{scheme}{joined}***@{host}"),
+        None if may_hold_password(text) => format!("{scheme}{joined}***"),
         None => text.to_owned(),
     }
 }
@@ -366,6 +398,43 @@ fn without_userinfo(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_whose_at_is_missing_may_hold_a_password() {
+        for (text, wanted) in [
+            ("http://me:secret@proxy:3128", true),
+            ("http://me:secretproxy:3128", true),
+            ("me:secretproxy:3128", true),
+            ("http://me:se/cretproxy:3128", true),
+            ("http://me:sec retproxy:3128/", true),
+            ("http://me:secretproxy", true),
+            ("http://[::1]:secret:3128", true),
+            ("http://me:secret]proxy:3128", true),
+            ("http://[me:secretproxy:3128", true),
+            ("socks5://me:secret:1080/path", true),
+            ("http://proxy:3128", false),
+            ("proxy:3128", false),
+            ("http://tp://me:secretproxy:3128", true),
+            ("me:se/cretproxy:3128", true),
+            ("https://registry.example.com:99999/a", false),
+            ("localhost:5000/library/nginx:1.27", false),
+            ("http://[fd00::1]:3128/x", false),
+            ("[fd00::1]:3128", false),
+            ("http:///me:secretproxy:3128", true),
+            ("http:/me:secretproxy:3128", true),
+            ("http//me:secretproxy:3128", true),
+            ("me:12:3128", true),
+            ("::1:5000", false),
+            ("roadstead::upstream=debug,info", false),
+            ("fd00::/8", false),
+            ("library/*:v1", false),
+            ("ghcr.io", false),
+            ("", false),
+        ] {
+            assert_eq!(may_hold_password(text), wanted, "{text}");
+        }
+        assert_eq!(shown("http://me:secretproxy:3128"), "http://***");
+    }
 
     #[test]
     fn settings_print_no_secret() {

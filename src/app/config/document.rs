@@ -31,11 +31,7 @@ pub(super) struct Document {
 /// Reads a file from disk.
 pub(super) fn read_file(file: &FilePath) -> Document {
     let refuse = |text: String| Document {
-        mistakes: vec![Mistake {
-            place: Place::File { path: file.to_owned(), line: 0 },
-            key: String::new(),
-            text,
-        }],
+        mistakes: vec![Mistake::new(Place::File { path: file.to_owned(), line: 0 }, "", text)],
         ..Document::default()
     };
     let is_yaml =
@@ -94,7 +90,7 @@ impl Walk<'_> {
 
     fn mistake(&mut self, span: Range<usize>, key: String, text: String) {
         let place = self.place(span);
-        self.found.mistakes.push(Mistake { place, key, text });
+        self.found.mistakes.push(Mistake::new(place, key, text));
     }
 
     fn document(&mut self, table: &DeTable<'_>) {

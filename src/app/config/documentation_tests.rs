@@ -97,7 +97,7 @@ fn the_configuration_of_the_kubernetes_manifest_is_valid() {
     let document = super::document::parse(Path::new("roadstead.toml"), &file.join("\n"));
     let config = Config::assemble(&Sources::default(), document).unwrap();
     assert_eq!(config.log.format, super::LogFormat::Json);
-    assert!(config.warnings[0].text.contains("/run/secrets/roadstead/docker.io"));
+    assert!(config.warnings[0].text().contains("/run/secrets/roadstead/docker.io"));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use crate::app::wellknown::WELL_KNOWN;
 use crate::oci::RegistryName;
-use crate::upstream::ProxyEnv;
+use crate::upstream::{self, ProxyEnv};
 
 use super::draft::{Entry, Path};
 use super::error::{Mistake, Place};
@@ -127,7 +127,7 @@ impl Names {
 impl Environment {
     fn mistake(&mut self, variable: &str, key: String, text: String) {
         let place = Place::Environment(variable.to_owned());
-        self.mistakes.push(Mistake { place, key, text });
+        self.mistakes.push(Mistake::new(place, key, text));
     }
 
     fn entry(&mut self, variable: &str, path: Path, value: &str) {
@@ -257,7 +257,7 @@ fn translation(variable: &str, value: &str) -> Option<String> {
     let rest = variable.strip_prefix("REGISTRY_")?;
     let say = |here: &str| Some(format!("is a variable of distribution (registry:2); {here}"));
     // The value may be an address with a password in it.
-    let shown = if value.contains('@') { "..." } else { value };
+    let shown = if upstream::may_hold_password(value) { "..." } else { value };
     match rest {
         "PROXY_REMOTEURL" => match remote(value) {
             Some(name) => say(&format!(
@@ -326,11 +326,7 @@ fn system_proxy(variables: &[(String, String)], warnings: &mut Vec<Mistake>) -> 
             Ok(_) => Some(url),
             Err(_) => {
                 let text = "is ignored: want the address of an http or https proxy".to_owned();
-                warnings.push(Mistake {
-                    place: Place::Environment(variable),
-                    key: String::new(),
-                    text,
-                });
+                warnings.push(Mistake::new(Place::Environment(variable), "", text));
                 None
             }
         }
@@ -389,7 +385,7 @@ mod tests {
             "upstream.\"registry.corp.example:5443\".username"
         );
         let found = read_all(&[("ROADSTEAD_UPSTREAM__CORP__USERNAME", "me")]);
-        assert!(found.mistakes[0].text.contains("ROADSTEAD_UPSTREAM__CORP__NAME"));
+        assert!(found.mistakes[0].text().contains("ROADSTEAD_UPSTREAM__CORP__NAME"));
     }
 
     #[test]
@@ -398,7 +394,7 @@ mod tests {
             read_all(&[("ROADSTEAD_LISTN", "x"), ("ROADSTEAD_UPSTREAM__DOCKER_IO__URLL", "x")]);
         assert_eq!(found.entries.len(), 0);
         assert_eq!(found.mistakes.len(), 2);
-        assert!(found.mistakes[0].text.contains("ROADSTEAD_LISTEN"), "{}", found.mistakes[0]);
+        assert!(found.mistakes[0].text().contains("ROADSTEAD_LISTEN"), "{}", found.mistakes[0]);
     }
 
     #[test]
@@ -443,7 +439,7 @@ mod tests {
         for (name, value, here) in cases {
             let found = read_all(&[(name, value)]);
             assert!(
-                found.mistakes.iter().any(|mistake| mistake.text.contains(here)),
+                found.mistakes.iter().any(|mistake| mistake.text().contains(here)),
                 "{name}: {:?}",
                 found.mistakes
             );

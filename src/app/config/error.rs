@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::upstream;
+
 /// Where a value was written. The order is that of the report.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
@@ -22,8 +24,7 @@ pub struct Mistake {
     pub place: Place,
     /// The key as it is written in the file, such as `upstream."ghcr.io".url`; empty if no key is meant.
     pub key: String,
-    /// What is wrong and what to do. Never holds the value of a secret.
-    pub text: String,
+    text: String,
 }
 
 /// All mistakes of a configuration, in the order of their places. Never empty.
@@ -56,12 +57,68 @@ impl fmt::Display for Place {
     }
 }
 
-/// In place of a text that quotes something with an `@`: an address with a password may have been put where none belongs.
-const WITHHELD: &str = "is not what is wanted here; it is not shown, because what stands before an @ may be a password";
+/// In place of a text that quotes what may be an address with a password, put where none belongs.
+const WITHHELD: &str =
+    "is not what is wanted here; it is not shown, because it may hold a password";
+/// What may follow an address in a sentence.
+const SENTENCE_MARKS: [char; 6] = [',', ';', '.', ':', ')', '`'];
+/// In place of a name that may be one.
+const NAME_WITHHELD: &str = "\"...\"";
+
+impl Mistake {
+    /// What quotes a text that may hold a password, in the sense of [`upstream::may_hold_password`], is told without it.
+    pub(crate) fn new(place: Place, key: impl Into<String>, text: impl Into<String>) -> Self {
+        let (mut key, mut text) = (key.into(), text.into());
+        if quotes_password(&text) {
+            WITHHELD.clone_into(&mut text);
+        }
+        if quotes_password(&key) {
+            let table = key.split(['"', '.']).next().unwrap_or_default();
+            key = format!("{table}.{NAME_WITHHELD}");
+        }
+        Self { place, key, text }
+    }
+
+    /// The same with a word on what is wanted there, which holds also of what is told without its text.
+    pub(super) fn explained(self, doc: &'static str) -> Self {
+        Self { text: format!("{} ({doc})", self.text), ..self }
+    }
+
+    /// What is wrong and what to do. Never holds the value of a secret.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+/// Is there a word in the text, or something in quotes, that may hold a password?
+pub(super) fn quotes_password(text: &str) -> bool {
+    let mut word = String::new();
+    let (mut quoted, mut escaped) = (false, false);
+    for found in text.chars() {
+        let ends = match found {
+            _ if escaped => false,
+            '"' => true,
+            _ => found.is_whitespace() && !quoted,
+        };
+        if ends {
+            let whole = if quoted { &word } else { word.trim_end_matches(SENTENCE_MARKS) };
+            if upstream::may_hold_password(whole) {
+                return true;
+            }
+            word.clear();
+        } else {
+            word.push(found);
+        }
+        quoted ^= found == '"' && !escaped;
+        // As `{:?}` writes a text; in the words of a sentence there are none.
+        escaped = found == '\\' && quoted && !escaped;
+    }
+    upstream::may_hold_password(word.trim_end_matches(SENTENCE_MARKS))
+}
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = if self.text.contains('@') { WITHHELD } else { &self.text };
+        let text = &self.text;
         if self.key.is_empty() {
             write!(f, "{}: {text}", self.place)
         } else {
@@ -84,3 +141,43 @@ impl fmt::Display for ConfigErrors {
 }
 
 impl std::error::Error for ConfigErrors {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(text: &str) -> String {
+        Mistake::new(Place::BuiltIn, "", text).to_string()
+    }
+
+    #[test]
+    fn what_may_hold_a_password_is_not_quoted() {
+        for value in [
+            "http://me:secretproxy:3128",
+            "http://me:sec ret proxy:3128",
+            "http://me:se\"cret:3128",
+            "http://me:se/cret:3128",
+            "http://me:secret@proxy:3128",
+            "me:secretproxy:3128",
+        ] {
+            let quoted = told(&format!("{value:?} is no address; want one such as \"http://a:1\""));
+            assert!(quoted.contains("not shown") && !quoted.contains("cret"), "{quoted}");
+            let mistake = Mistake::new(Place::BuiltIn, format!("upstream.{value:?}.url"), "is it");
+            let shown = format!("{mistake} {mistake:?}");
+            assert!(shown.contains("upstream.\"...\"") && !shown.contains("cret"), "{shown}");
+        }
+        let word = told("http://me:secret:3128 is this roadstead itself");
+        assert!(!word.contains("secret"), "{word}");
+    }
+
+    #[test]
+    fn what_is_no_address_is_quoted() {
+        for text in [
+            "\"http://localhost:99999\" is no address of a server; want one such as \"http://proxy:3128\"",
+            "\"::1:5000\" is no address; want ADDRESS:PORT such as \"127.0.0.1:5000\" or \"[::1]:5000\"",
+            "http://localhost:5000, or (http://other:5000), is this roadstead, which listens on 0.0.0.0:5000",
+        ] {
+            assert!(told(text).ends_with(text), "{}", told(text));
+        }
+    }
+}

@@ -52,7 +52,7 @@ struct Checks<'a> {
 
 impl Checks<'_> {
     fn at(&self, path: &Path, text: String) -> Mistake {
-        Mistake { place: self.draft.place(path), key: path.display(), text }
+        Mistake::new(self.draft.place(path), path.display(), text)
     }
 
     fn mistake(&mut self, path: &Path, text: impl Into<String>) {

@@ -10,7 +10,7 @@ use crate::{content, registry, server, upkeep, upstream};
 use super::document::{self, Document};
 use super::draft::{Draft, Entry, Path};
 use super::environment;
-use super::error::{ConfigErrors, Mistake, Place};
+use super::error::{ConfigErrors, Mistake, Place, quotes_password};
 use super::finish::finish;
 use super::keys::{Key, Scope, Setter, key};
 use super::model::*;
@@ -178,9 +178,11 @@ fn apply(draft: &mut Draft, entry: Entry, mistakes: &mut Vec<Mistake>) {
             draft.places.insert(path, place);
         }
         Err((key, refusal)) => {
-            let text =
-                key.map_or_else(|| refusal.clone(), |key| format!("{refusal} ({})", key.doc));
-            mistakes.push(Mistake { place, key: path.display(), text });
+            let mistake = Mistake::new(place, path.display(), refusal);
+            mistakes.push(match key {
+                Some(key) => mistake.explained(key.doc),
+                None => mistake,
+            });
         }
     }
 }
@@ -267,12 +269,11 @@ impl Arguments {
                 }
             }
             Err(_) => {
-                let shown = if text.contains('@') { "..." } else { text };
-                self.mistakes.push(Mistake {
-                    place: Place::Argument(ARGUMENT),
-                    key: String::new(),
-                    text: format!("{shown:?} is no NAME or NAME=URL; want one such as ghcr.io or hub.example.com=https://10.0.0.5:5000"),
-                });
+                let shown = if quotes_password(text) { "..." } else { text };
+                let text = format!(
+                    "{shown:?} is no NAME or NAME=URL; want one such as ghcr.io or hub.example.com=https://10.0.0.5:5000"
+                );
+                self.mistakes.push(Mistake::new(Place::Argument(ARGUMENT), "", text));
             }
         }
     }

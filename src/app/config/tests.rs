@@ -324,9 +324,9 @@ fn credentials_must_fit_together() {
     }
     let config = good(&table("username = \"me\"\npassword = \"geheim\"\nprivate = \"shared\""));
     assert!(!format!("{config:?}").contains("geheim"));
-    assert!(config.warnings[0].text.contains("everybody"), "{:?}", config.warnings);
+    assert!(config.warnings[0].text().contains("everybody"), "{:?}", config.warnings);
     let config = good(&table("username = \"me\"\npassword_file = \"/nowhere/at/all\""));
-    assert!(config.warnings[0].text.contains("cannot be read now"), "a file may come later");
+    assert!(config.warnings[0].text().contains("cannot be read now"), "a file may come later");
     let config = good(&table(
         "docker_config = \"/nowhere/at/all\"\nproxy = \"http://me:geheim@proxy:3128\"",
     ));
@@ -341,14 +341,14 @@ fn credentials_must_fit_together() {
 fn a_helper_that_cannot_be_found_is_a_warning_without_its_arguments() {
     let table = |lines: &str| format!("[upstream.\"ghcr.io\"]\n{lines}\n");
     let config = good(&table("credential_helper = [\"/nowhere/login\", \"--token=geheim\"]"));
-    let text = &config.warnings[0].text;
+    let text = config.warnings[0].text();
     assert!(text.contains("`/nowhere/login`") && !text.contains("geheim"), "{text}");
     assert!(config.warnings[0].key.ends_with("credential_helper"), "{:?}", config.warnings);
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("config.json");
     std::fs::write(&file, r#"{"credHelpers":{"ghcr.io":"gh"}}"#).unwrap();
     let config = good(&table(&format!("docker_config = {file:?}")));
-    let text = &config.warnings[0].text;
+    let text = config.warnings[0].text();
     assert!(text.contains("`docker-credential-gh`"), "{text}");
     let there = good(&table("credential_helper = [\"/bin/sh\", \"-c\", \"exit 0\"]"));
     assert!(there.warnings.is_empty(), "{:?}", there.warnings);
@@ -437,6 +437,13 @@ fn switched_off_built_ins_keep_what_is_known_of_a_name() {
     );
     assert_eq!(config.upstreams.len(), 1);
     assert_eq!(upstream(&config, "registry.redhat.io").realms, ["sso.redhat.com"]);
+}
+
+#[test]
+fn a_mistake_that_is_not_shown_says_what_is_wanted() {
+    let told = mistakes("listen = \"0.0.0.0:5000:tcp\"\n");
+    assert!(told[0].contains("not shown"), "{told:?}");
+    assert!(told[0].contains("(address and port where clients pull)"), "{told:?}");
 }
 
 #[test]

@@ -282,7 +282,8 @@ impl Raw {
         }
     }
 
-    /// The address of an HTTP proxy, which may carry credentials and is therefore never part of an error.
+    /// The address of an HTTP proxy, which may carry credentials and is therefore never part of an error, not in pieces either: nobody can
+    /// tell where they are in what is no address.
     pub(super) fn proxy_url(&self) -> Parsed<String> {
         let text = self.text()?;
         let bare = text.rsplit_once('@').map_or_else(
@@ -292,7 +293,9 @@ impl Raw {
                 format!("{scheme}://{host}")
             },
         );
-        web_address(&bare, "http://proxy.example.com:3128")?;
+        web_address(&bare, "").map_err(|_quoting| {
+            "is no address of an http or https proxy; want one such as \"http://proxy.example.com:3128\" (it is not shown, because it may hold a password)"
+        })?;
         crate::upstream::check_proxy(text).map_err(|_invalid| {
             "is no URL; write what is special in its user and password as %XX".to_owned()
         })?;
@@ -440,8 +443,16 @@ mod tests {
     fn a_proxy_may_hold_credentials_and_never_prints_them() {
         let url = "http://me:geheim@proxy.example.com:3128";
         assert_eq!(loose(url).proxy_url().as_deref(), Ok(url));
-        let refusal = loose("socks5://me:geheim@proxy.example.com").proxy_url().unwrap_err();
-        assert!(!refusal.contains("geheim"), "{refusal}");
+        for bad in [
+            "socks5://me:geheim@proxy.example.com",
+            "http://me:geheimproxy:3128",
+            "me:geheimproxy:3128",
+            "http:///me:geheimproxy",
+            "geheim",
+        ] {
+            let refusal = loose(bad).proxy_url().unwrap_err();
+            assert!(!refusal.contains("geheim") && refusal.contains("http or https"), "{refusal}");
+        }
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub(in crate::cli) struct Wanted {
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Switch {
-    /// Registry, as clients name it [default: all of them]
+    /// Registry, as clients name it, or a family of hosts ('*.pkg.dev') [default: all of them]
     #[arg(value_name = "REGISTRY")]
     pub(super) upstream: Option<String>,
     /// Change nothing, tell what is offline

@@ -42,8 +42,12 @@ pub enum Reason {
     Bundle,
     /// A text of several lines has a mistake; the message names the line.
     List,
-    /// There is no set of that name, or there is one already.
+    /// There is no set of that name, or none that fits: it is no recording, or has no images.
     Set,
+    /// There is a set of that name already.
+    SetExists,
+    /// Of sets.
+    TooManySets,
     /// The disk has no room for it.
     Room,
     /// Work of this kind runs already.
@@ -71,6 +75,8 @@ impl Reason {
             Self::Bundle => "bundle",
             Self::List => "list",
             Self::Set => "set",
+            Self::SetExists => "set_exists",
+            Self::TooManySets => "too_many_sets",
             Self::Room => "room",
             Self::Busy => "busy",
             Self::Store => "store",

@@ -56,6 +56,7 @@ impl Desk {
             _ => (self.of_digest(repository, known).await, None),
         };
         told.sentences.push(where_it_is(known, &sums));
+        told.sentences.extend(self.why_offline(&image.key.upstream));
         if self.settings().at_rest {
             told.sentences.push("No server runs on this store, so nobody is asked; this is what the store alone says.".to_owned());
         }

@@ -1,5 +1,6 @@
 //! The requests of the admin API and their answers (docs/admin-api.md).
 
+use std::future::pending;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use http::{Response, StatusCode};
 use serde::Serialize;
 use serde_json::json;
 
+use super::accept::Guest;
 use super::body::Body;
 use super::gate::{self, Gate, Shut};
 use super::routes::{self, Asked, Kind, ROOT, Unread};
@@ -29,7 +31,7 @@ pub(super) const OPENAPI: &str = include_str!("../../../docs/openapi.json");
 
 /// Every word that a refusal may have.
 #[cfg(test)]
-const REASONS: [&str; 25] = [
+const REASONS: [&str; 27] = [
     "host",
     "origin",
     "token",
@@ -53,6 +55,8 @@ const REASONS: [&str; 25] = [
     "bundle",
     "list",
     "set",
+    "set_exists",
+    "too_many_sets",
     "room",
     "store",
 ];
@@ -65,6 +69,8 @@ pub struct Admin {
     carry: Carry,
     /// On a TCP connection: what a request needs, and the address that it came to.
     gate: Option<(Arc<Gate>, IpAddr)>,
+    /// Whose connection it is, until he is let in.
+    guest: Option<Arc<Guest>>,
 }
 
 /// Why there is no answer.
@@ -79,12 +85,17 @@ pub(super) enum Refused {
 impl Admin {
     /// For the owner of the data: the unix socket, or a command on a stopped store.
     pub fn new(upkeep: Upkeep, desk: Desk, carry: Carry) -> Self {
-        Self { upkeep, desk, carry, gate: None }
+        Self { upkeep, desk, carry, gate: None, guest: None }
     }
 
     /// The same for a connection that came over TCP to the address `local`.
     pub(super) fn behind(&self, gate: &Arc<Gate>, local: IpAddr) -> Self {
         Self { gate: Some((Arc::clone(gate), local)), ..self.clone() }
+    }
+
+    /// The same for a connection that may lose its place until its request was let in.
+    pub(super) fn for_guest(self, guest: Guest) -> Self {
+        Self { guest: Some(Arc::new(guest)), ..self }
     }
 
     /// Answers one request. Its body is read only where the route has one.
@@ -101,6 +112,12 @@ impl Admin {
             // A unix socket has no origin: whoever sends one is a browser that was led here.
             None if gate::is_of_a_page(&parts.headers) => return Err(Refused::Shut(Shut::Origin)),
             None => {}
+        }
+        if let Some(guest) = &self.guest
+            && !guest.let_in()
+        {
+            // The connection ends at once, so nothing is begun.
+            pending::<()>().await;
         }
         let (method, path) = (parts.method.as_str(), parts.uri.path());
         let asked = routes::read(method, path, parts.uri.query().unwrap_or_default());

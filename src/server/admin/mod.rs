@@ -12,6 +12,7 @@ mod body;
 mod connection;
 mod gate;
 mod images;
+mod presence;
 mod query;
 mod routes;
 mod socket;

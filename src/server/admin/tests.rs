@@ -23,6 +23,7 @@ use crate::clock::{ManualClock, Timestamp};
 use crate::content::{self, Content, MinFree};
 use crate::oci::Digest;
 use crate::registry::desk;
+use crate::server::settings::HEADER_TIME;
 use crate::upkeep::{Parts, Settings, Upkeep};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -226,4 +227,42 @@ async fn a_path_that_is_too_long_is_an_error_and_no_panic() {
     assert!(error.to_string().contains("107"), "{error}");
     let nowhere = AdminSocket::bind(Path::new("/nonexistent")).unwrap_err();
     assert_eq!(nowhere.kind(), ErrorKind::NotFound);
+}
+
+/// Has the other side ended the connection? Nothing is waited for.
+fn is_over(stream: &UnixStream) -> bool {
+    match stream.try_read(&mut [0; 1024]) {
+        Ok(count) => count == 0,
+        Err(error) => error.kind() != ErrorKind::WouldBlock,
+    }
+}
+
+#[tokio::test]
+async fn heads_that_do_not_end_give_their_places_to_others() {
+    let desk = Desk::open();
+    // One is let in and sends a bundle; more than there are places besides only begin.
+    let busy = "POST /api/v1/import HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n";
+    let mut busy = desk.send(busy).await;
+    let mut said = [0; 12];
+    timeout(PATIENCE, busy.read_exact(&mut said)).await.expect("it is let in").unwrap();
+    assert_eq!(&said, b"HTTP/1.1 100");
+    let mut slow = Vec::new();
+    for _ in 0..40 {
+        slow.push(desk.send("GET /api/v1/ HTTP/1.1\r\nHost: x\r\n").await);
+    }
+    let soon = HEADER_TIME / 2;
+    for _ in 0..40 {
+        let answer = timeout(soon, desk.ask("GET /api/v1/", "")).await.expect("at once");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    // Those that came first went first.
+    let over = whole(slow.swap_remove(0)).await;
+    assert_eq!(over, "", "it had no request yet");
+    let mut rest = [0; 1024];
+    while let Ok(count) = busy.try_read(&mut rest) {
+        assert!(count > 0, "whoever was let in keeps his place");
+    }
+    assert!(!is_over(&busy), "whoever was let in keeps his place");
+    drop((busy, slow));
+    desk.finish().await;
 }

@@ -164,7 +164,7 @@ async fn write_out(
         complain(&format!("something moved meanwhile: it is {} now", size(length)));
         target.has_room(length, objects).map_err(failed)?;
     }
-    let Written { parts } = pour(download, target, base).await?;
+    let Written { parts } = pour(download, target, (base, arguments.force)).await?;
     if let (Some(place), false) = (target.place(), arguments.store.json) {
         let parts = match parts {
             1 => String::new(),
@@ -182,12 +182,16 @@ async fn write_out(
 }
 
 /// Reads the answer here and writes it where that may block.
-async fn pour(mut download: Download, target: &Target, base: Receipt) -> Result<Written, Failure> {
+async fn pour(
+    mut download: Download,
+    target: &Target,
+    (base, force): (Receipt, bool),
+) -> Result<Written, Failure> {
     let length = download.length;
     let (frames, receiver) = mpsc::channel(FRAMES_WAITING);
     let (owned, feed) = (target.clone(), Feed::new(receiver, length));
     let (done, written) = oneshot::channel();
-    let work = move || drop(done.send(write(&owned, feed, base)));
+    let work = move || drop(done.send(write(&owned, force, feed, base)));
     if matches!(target, Target::Stdout) {
         // No task of the runtime, which would wait for it: whoever reads standard output may stand still for ever.
         let writer = thread::Builder::new().name("export".to_owned()).spawn(work);
@@ -240,6 +244,11 @@ fn not_written(target: &Target, error: &io::Error) -> String {
             "{}: {error}; --split 2GiB writes smaller files. Nothing was kept",
             place.path().display()
         ),
-        (Some(place), _) => format!("{}: {error}; nothing was kept", place.path().display()),
+        (Some(place), _) => {
+            let (path, told) = (place.path().display().to_string(), error.to_string());
+            // The names that could not be given begin with it.
+            let named = if told.starts_with(&path) { told } else { format!("{path}: {told}") };
+            format!("{named}; nothing was kept")
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! and nothing is left over of what did not become whole; what is there already stays, unless `--force` says that it may go.
 
 mod command;
+mod naming;
 mod progress;
 mod target;
 mod write;

@@ -5,6 +5,8 @@ use std::fs;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+
 use crate::cli::staged::directory_of;
 use crate::cli::words::size;
 
@@ -83,9 +85,14 @@ impl Target {
             if kind.is_dir() && !(is_ours && matches!(self, Self::Folder(_))) {
                 return Err(format!("{shown} is a directory, and it was left alone"));
             }
-            if kind.is_dir() && !path.join(LAYOUT_FILE).is_file() {
-                let mut entries = fs::read_dir(path).map_err(|error| told(path, &error))?;
-                if entries.next().is_some() {
+            if kind.is_dir() && is_mount(path) {
+                let name = &place.name;
+                return Err(format!(
+                    "{shown} is a mount point, in whose place nothing can be put; want a name in it, such as {shown}/{name}.{TAR}"
+                ));
+            }
+            if kind.is_dir() && !is_layout(path) {
+                if !is_empty(path).map_err(|error| told(path, &error))? {
                     return Err(format!("{shown} is no OCI layout, and it was left alone"));
                 }
                 continue;
@@ -184,6 +191,21 @@ impl Place {
         found.sort();
         Ok(found)
     }
+}
+
+/// Is another file system mounted there, or a directory once more? A system that does not tell says no.
+fn is_mount(path: &Path) -> bool {
+    statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty())
+        .is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
+/// Is a directory an image layout?
+pub(super) fn is_layout(path: &Path) -> bool {
+    path.join(LAYOUT_FILE).is_file()
+}
+
+pub(super) fn is_empty(directory: &Path) -> io::Result<bool> {
+    Ok(fs::read_dir(directory)?.next().is_none())
 }
 
 /// What went wrong where.

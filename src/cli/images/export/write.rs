@@ -14,6 +14,7 @@ use tokio::sync::mpsc::Receiver;
 use crate::cli::staged::{Staged, staged_path};
 use crate::oci::{Algorithm, Digest, DigestHasher, Receipt};
 
+use super::naming::Naming;
 use super::target::{Place, Target};
 
 /// Files of a layout that are no content (OCI image spec, and docker's).
@@ -61,12 +62,18 @@ impl Read for Feed {
     }
 }
 
-/// Writes the whole bundle to its target. `receipt` is what the other side has already, and is written with what is in the bundle.
+/// Writes the whole bundle to its target. `force`: an earlier export may be replaced. `receipt` is what the other side has already, and is
+/// written with what is in the bundle.
 ///
 /// # Errors
 ///
 /// The bundle broke off, is none, or a file cannot be written; nothing is left over then.
-pub(super) fn write(target: &Target, mut feed: Feed, receipt: Receipt) -> io::Result<Written> {
+pub(super) fn write(
+    target: &Target,
+    force: bool,
+    mut feed: Feed,
+    receipt: Receipt,
+) -> io::Result<Written> {
     match target {
         Target::Stdout => {
             let mut out = io::stdout().lock();
@@ -74,12 +81,17 @@ pub(super) fn write(target: &Target, mut feed: Feed, receipt: Receipt) -> io::Re
             out.flush()?;
             Ok(Written { parts: 1 })
         }
-        Target::Tar { place, split } => tar(place, *split, feed, receipt),
-        Target::Folder(place) => folder(place, feed, receipt),
+        Target::Tar { place, split } => tar((place, force), *split, feed, receipt),
+        Target::Folder(place) => folder((place, force), feed, receipt),
     }
 }
 
-fn tar(place: &Place, split: Option<u64>, feed: Feed, mut receipt: Receipt) -> io::Result<Written> {
+fn tar(
+    (place, force): (&Place, bool),
+    split: Option<u64>,
+    feed: Feed,
+    mut receipt: Receipt,
+) -> io::Result<Written> {
     let mut parts = Parts::new(place, split);
     let mut archive = Archive::new(Tee { feed, parts: &mut parts });
     for entry in archive.entries()? {
@@ -92,18 +104,15 @@ fn tar(place: &Place, split: Option<u64>, feed: Feed, mut receipt: Receipt) -> i
     let parts = parts.end()?;
     let sums: String = parts.iter().map(|part| line(&part.digest, &part.name)).collect();
     let lists = Lists::stage(place, &sums, &receipt)?;
-    let stale = place.taken(true)?;
+    let mut naming = Naming::new(place, true, force)?;
     for part in &parts {
-        part.staged.become_file(&place.at(&part.name))?;
+        naming.give(part.staged.path(), &part.name)?;
     }
-    let mut ours: Vec<PathBuf> = parts.iter().map(|part| place.at(&part.name)).collect();
-    ours.extend(lists.publish(place)?);
-    remove_stale(&stale, &ours)?;
-    File::open(&place.directory)?.sync_all()?;
+    lists.publish(naming)?;
     Ok(Written { parts: parts.len() })
 }
 
-fn folder(place: &Place, feed: Feed, mut receipt: Receipt) -> io::Result<Written> {
+fn folder((place, force): (&Place, bool), feed: Feed, mut receipt: Receipt) -> io::Result<Written> {
     let staged = StagedFolder::new(place)?;
     let (mut sums, mut archive) = (Vec::new(), Archive::new(feed));
     for entry in archive.entries()? {
@@ -144,30 +153,15 @@ fn folder(place: &Place, feed: Feed, mut receipt: Receipt) -> io::Result<Written
     let lists = Lists::stage(place, &sums.collect::<String>(), &receipt)?;
     // One wait for all files rather than one for each.
     rustix::fs::syncfs(File::open(&staged.0)?)?;
-    let stale = place.taken(false)?;
-    staged.publish(place)?;
-    let mut ours = vec![place.path()];
-    ours.extend(lists.publish(place)?);
-    remove_stale(&stale, &ours)?;
-    File::open(&place.directory)?.sync_all()?;
+    let mut naming = Naming::new(place, false, force)?;
+    naming.give(&staged.0, &place.name)?;
+    lists.publish(naming)?;
     Ok(Written { parts: 1 })
-}
-
-/// What an earlier export left that this one did not replace: parts, or the whole where there are parts now.
-fn remove_stale(found: &[PathBuf], ours: &[PathBuf]) -> io::Result<()> {
-    for path in found.iter().filter(|path| !ours.contains(path)) {
-        fs::remove_file(path).map_err(|error| at(path, error))?;
-    }
-    Ok(())
 }
 
 /// A line as sha256sum writes it.
 fn line(digest: &Digest, name: &str) -> String {
     format!("{}  {name}\n", digest.hex())
-}
-
-fn at(path: &Path, error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 /// What a name in a bundle stands for.
@@ -310,26 +304,29 @@ impl Write for Hashing<'_> {
 
 /// The sums and the receipt, before they have their names.
 struct Lists {
-    sums: Staged,
-    receipt: Staged,
+    sums: (Staged, String),
+    receipt: (Staged, String),
 }
 
 impl Lists {
     fn stage(place: &Place, sums: &str, receipt: &Receipt) -> io::Result<Self> {
         let stage = |ending: &str, text: &str| {
-            let staged = Staged::new(&place.directory, &format!("{}.{ending}", place.name))?;
+            let name = format!("{}.{ending}", place.name);
+            let staged = Staged::new(&place.directory, &name)?;
             (&staged.file).write_all(text.as_bytes())?;
             staged.file.sync_all()?;
-            Ok::<_, io::Error>(staged)
+            Ok::<_, io::Error>((staged, name))
         };
         Ok(Self { sums: stage("sha256", sums)?, receipt: stage("receipt", &receipt.to_string())? })
     }
 
-    fn publish(self, place: &Place) -> io::Result<[PathBuf; 2]> {
-        let (sums, receipt) = (place.beside("sha256"), place.beside("receipt"));
-        self.sums.become_file(&sums)?;
-        self.receipt.become_file(&receipt)?;
-        Ok([sums, receipt])
+    /// Ends the naming of a bundle: the sums are the last to get their name.
+    fn publish(self, mut naming: Naming<'_>) -> io::Result<()> {
+        let Self { sums, receipt } = self;
+        naming.give(receipt.0.path(), &receipt.1)?;
+        naming.sync()?;
+        naming.give(sums.0.path(), &sums.1)?;
+        naming.settle()
     }
 }
 
@@ -341,24 +338,6 @@ impl StagedFolder {
         let path = staged_path(&place.directory, &place.name);
         fs::create_dir(&path)?;
         Ok(Self(path))
-    }
-
-    /// Gives it its name. What had it was looked at before: a layout of an earlier export, or an empty directory.
-    fn publish(&self, place: &Place) -> io::Result<()> {
-        let path = place.path();
-        // Over an empty directory this goes at once.
-        match fs::rename(&self.0, &path) {
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
-            done => return done,
-        }
-        let old = Self(staged_path(&place.directory, &place.name));
-        fs::rename(&path, &old.0)?;
-        fs::rename(&self.0, &path).inspect_err(|_error| {
-            // Rather the old one than none.
-            if let Err(error) = fs::rename(&old.0, &path) {
-                tracing::warn!(%error, "the layout that was there could not be put back");
-            }
-        })
     }
 }
 

@@ -28,8 +28,17 @@ fn good() -> (Vec<u8>, [Digest; 2]) {
     (bundle(&files), digests)
 }
 
-/// Writes bytes that were announced as `length` many.
+/// Writes bytes that were announced as `length` many, over whatever there is.
 fn written(target: &Target, bytes: &[u8], length: usize, base: &[Digest]) -> io::Result<Written> {
+    told_to(true, target, (bytes, length), base)
+}
+
+fn told_to(
+    force: bool,
+    target: &Target,
+    (bytes, length): (&[u8], usize),
+    base: &[Digest],
+) -> io::Result<Written> {
     let pieces: Vec<Bytes> = bytes.chunks(70_001).map(Bytes::copy_from_slice).collect();
     let (sender, receiver) = mpsc::channel(pieces.len().max(1));
     for piece in pieces {
@@ -40,7 +49,7 @@ fn written(target: &Target, bytes: &[u8], length: usize, base: &[Digest]) -> io:
     for digest in base {
         receipt.insert(*digest).unwrap();
     }
-    write(target, Feed::new(receiver, length as u64), receipt)
+    write(target, force, Feed::new(receiver, length as u64), receipt)
 }
 
 fn names(home: &Path) -> Vec<String> {
@@ -113,6 +122,98 @@ fn a_directory_is_a_layout_and_replaces_one() {
         assert_eq!(Digest::of(digest.algorithm(), &content), digest);
     }
     assert_eq!(sums_hold(home.path(), "layout.sha256"), 3);
+}
+
+/// Every file below a directory with what is in it.
+fn files(home: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let (mut found, mut open) = (Vec::new(), vec![home.to_owned()]);
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            found.push((path.clone(), Vec::new()));
+            open.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else {
+            found.push((path.clone(), fs::read(&path).unwrap()));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Somebody made a directory there after it was looked at.
+#[test]
+fn a_name_that_cannot_be_given_takes_the_others_back() {
+    let (bytes, _) = good();
+    for (split, in_the_way) in [
+        (Some(64 * 1024), "a.tar.001"),
+        (Some(64 * 1024), "a.tar.003"),
+        (Some(64 * 1024), "a.tar.receipt"),
+        (Some(64 * 1024), "a.tar.sha256"),
+        (None, "a.tar.receipt"),
+        (None, "a.tar.sha256"),
+    ] {
+        for earlier in [&[][..], &["a.tar", "a.tar.001", "a.tar.002", "a.tar.007", "a.tar.sha256"]]
+        {
+            let home = TempDir::new().unwrap();
+            fs::create_dir(home.path().join(in_the_way)).unwrap();
+            for name in earlier.iter().filter(|name| **name != in_the_way) {
+                fs::write(home.path().join(name), format!("the earlier {name}")).unwrap();
+            }
+            let before = files(home.path());
+            let target = Target::new(&home.path().join("a.tar"), split).unwrap();
+            let error = written(&target, &bytes, bytes.len(), &[]).unwrap_err().to_string();
+            assert!(error.contains(in_the_way), "{error}");
+            assert_eq!(files(home.path()), before, "{in_the_way}");
+        }
+    }
+}
+
+#[test]
+fn a_layout_that_cannot_be_whole_leaves_the_earlier_one() {
+    let (bytes, _) = good();
+    for earlier in ["layout", "layout/blobs"] {
+        for in_the_way in ["layout.receipt", "layout.sha256"] {
+            let home = TempDir::new().unwrap();
+            fs::create_dir_all(home.path().join(earlier)).unwrap();
+            if earlier != "layout" {
+                fs::write(home.path().join("layout/oci-layout"), "{}").unwrap();
+            }
+            fs::create_dir(home.path().join(in_the_way)).unwrap();
+            let before = files(home.path());
+            let target = Target::new(&home.path().join("layout"), None).unwrap();
+            let error = written(&target, &bytes, bytes.len(), &[]).unwrap_err().to_string();
+            assert!(error.contains(in_the_way), "{error}");
+            assert_eq!(files(home.path()), before, "{in_the_way}");
+        }
+    }
+}
+
+/// The way was free when it was looked at, and that may be an hour ago.
+#[test]
+fn what_came_meanwhile_stays() {
+    let (bytes, _) = good();
+    let bytes = (&bytes[..], bytes.len());
+    for (name, came, force) in [
+        ("a.tar", "a.tar", false),
+        ("a.tar", "a.tar.sha256", false),
+        ("layout", "layout.receipt", false),
+        ("layout", "layout/oci-layout", false),
+        ("layout", "layout/diary", false),
+        ("layout", "layout/diary", true),
+    ] {
+        let home = TempDir::new().unwrap();
+        let path = home.path().join(came);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "another's").unwrap();
+        let before = files(home.path());
+        let target = Target::new(&home.path().join(name), None).unwrap();
+        assert!(told_to(force, &target, bytes, &[]).is_err(), "{name}: {came}");
+        assert_eq!(files(home.path()), before, "{name}: {came}");
+    }
+    let home = TempDir::new().unwrap();
+    fs::create_dir(home.path().join("layout")).unwrap();
+    let target = Target::new(&home.path().join("layout"), None).unwrap();
+    told_to(false, &target, bytes, &[]).expect("an empty directory is in nobody's way");
+    assert_eq!(names(home.path()), ["layout", "layout.receipt", "layout.sha256"]);
 }
 
 #[test]
