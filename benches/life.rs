@@ -1,7 +1,9 @@
-//! What the life of content costs over a store of a million blobs and 200,000 tags: a step of eviction, a page of tags, a collection.
+//! What the life of content costs over a store of a million blobs and 200,000 tags: a step of eviction, a page of tags, a collection; and
+//! how long the import and the removal of a large set hold up others who write.
 //!
-//! `cargo bench --bench life` runs it by hand: making the store takes a minute or two. It prints figures and asserts none, except that the
-//! work was done. Blobs have rows and no files, so an eviction is the rows, the lock and an unlink that finds nothing.
+//! `cargo bench --bench life` runs it by hand: making the store takes a minute or two; `-- sets` runs the second part alone, over a smaller
+//! store, and `-- sets 1000 50000` for sets of so many images. It prints figures and asserts none, except that the work was done. Blobs have rows and no files, so an eviction is the rows, the
+//! lock and an unlink that finds nothing.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot be set up has nothing to say")]
 #![expect(clippy::print_stdout, reason = "the figures are what it is for")]
@@ -20,6 +22,10 @@ use roadstead::content::populate::{Plan, populate};
 use roadstead::content::{
     self, Content, Evidence, HOLDERS_MAX, KeepPolicy, Left, MinFree, verdict,
 };
+use roadstead::metadata::{
+    ImportCommit, ImportedTag, Proof, RepositoryKey, RevisionCommit, SetMember, Within,
+};
+use roadstead::oci::{Digest, Manifest, RegistryName};
 use roadstead::upkeep::{Event, JobKind, Parts, Settings, Upkeep};
 
 const BLOBS: u32 = 1_000_000;
@@ -33,6 +39,10 @@ const PAGE: u32 = 100;
 /// Tags that are deleted for the collection.
 const DELETED: u32 = 100;
 
+/// Blobs and tags of the store over which sets are measured, and the sets that are.
+const SET_BLOBS: u32 = 200_000;
+const SETS_OF: [u32; 3] = [1_000, 10_000, 200_000];
+
 struct House {
     plan: Plan,
     clock: ManualClock,
@@ -41,9 +51,9 @@ struct House {
     _root: tempfile::TempDir,
 }
 
-fn open() -> House {
+fn open(blobs: u32) -> House {
     let root = tempfile::tempdir().unwrap();
-    let plan = Plan::new("docker.io".parse().unwrap(), SystemClock.now(), BLOBS, TAGS);
+    let plan = Plan::new("docker.io".parse().unwrap(), SystemClock.now(), blobs, TAGS);
     let begun = Instant::now();
     let usage = populate(root.path(), &plan, 0).unwrap();
     println!("{} objects made in {:.1?}", usage.objects, begun.elapsed());
@@ -64,6 +74,12 @@ fn open() -> House {
     };
     let upkeep = Upkeep::new(parts, &mut registry);
     House { plan, clock, content, upkeep, _root: root }
+}
+
+impl House {
+    fn manifest(&self, image: u32) -> Digest {
+        Digest::sha256_of(&self.plan.manifest(image))
+    }
 }
 
 fn tell(what: &str, mut times: Vec<Duration>) {
@@ -144,13 +160,116 @@ async fn collect(house: &House) {
     println!("gc with nothing to do: {:.1?}", begun.elapsed());
 }
 
+/// An import of the first images, into repositories of another registry, with a tag for each of them.
+fn import_of(house: &House, images: u32) -> ImportCommit {
+    let (plan, at) = (&house.plan, house.clock.now());
+    let upstream: RegistryName = "quay.io".parse().unwrap();
+    let key = |image| RepositoryKey { upstream: upstream.clone(), ..plan.repository(image) };
+    let revision = |image| {
+        let bytes = plan.manifest(image);
+        let document = Manifest::parse(&bytes, None).unwrap();
+        RevisionCommit {
+            repository: key(image),
+            digest: Digest::sha256_of(&bytes),
+            media_type: document.media_type,
+            size: u64::try_from(bytes.len()).unwrap(),
+            children: document.children,
+            subject: None,
+            artifact_type: document.artifact_type,
+            proof: Proof { proved: at, credential: None },
+            at,
+            tag: None,
+        }
+    };
+    let revisions: Vec<RevisionCommit> = (0..images).map(revision).collect();
+    let numbered = || (0..images).zip(&revisions);
+    let tag = |(image, revision): (u32, &RevisionCommit)| ImportedTag {
+        repository: revision.repository.clone(),
+        tag: plan.tag(image),
+        moves: vec![(revision.digest, at)],
+        source: "import".to_owned(),
+    };
+    let member = |(image, revision): (u32, &RevisionCommit)| SetMember {
+        repository: revision.repository.clone(),
+        digest: revision.digest,
+        tag: Some(plan.tag(image)),
+        at,
+    };
+    let (tags, members) = (numbered().map(tag).collect(), numbered().map(member).collect());
+    let (set, detail) = ("large".parse().unwrap(), String::new());
+    ImportCommit { revisions, tags, set, detail, members, public: Vec::new(), at }
+}
+
+/// Does something while another one moves a tag again and again, and tells how long both took.
+async fn beside(house: &House, what: &str, work: impl Future<Output = ()>) {
+    let rows = house.content.metadata();
+    let (name, tag) = (house.plan.repository(TAGS - 1), house.plan.tag(TAGS - 1));
+    let ended = CancellationToken::new();
+    let others = async {
+        let mut waits = Vec::new();
+        while !ended.is_cancelled() {
+            let begun = Instant::now();
+            let digest = waits.len().is_multiple_of(2).then(|| house.manifest(TAGS - 1));
+            rows.move_tag(&name, &tag, digest, "a pull", house.clock.now()).await.unwrap();
+            waits.push(begun.elapsed());
+        }
+        waits
+    };
+    let working = async {
+        let begun = Instant::now();
+        work.await;
+        ended.cancel();
+        begun.elapsed()
+    };
+    let (waits, took) = tokio::join!(others, working);
+    println!("{what}: {took:.2?}");
+    tell("  others who write wait", waits);
+}
+
+/// Sets of these sizes, or of those that the command line names.
+async fn sets(house: &House) {
+    let rows = house.content.metadata();
+    let named: Vec<u32> = std::env::args().filter_map(|word| word.parse().ok()).collect();
+    for images in if named.is_empty() { SETS_OF.to_vec() } else { named } {
+        let import = import_of(house, images);
+        let (again, name) = (import.clone(), import.set.clone());
+        let taking = async {
+            rows.import(import).await.unwrap();
+        };
+        beside(house, &format!("the import of {images} images"), taking).await;
+        let taking = async {
+            rows.import(again).await.unwrap();
+        };
+        beside(house, "  the same again", taking).await;
+        let removing = async {
+            let sets = rows.sets().await.unwrap();
+            let set = sets.into_iter().find(|set| set.name == name).unwrap();
+            assert_eq!(set.members, u64::from(images));
+            assert!(rows.remove_set(set.id).await.unwrap());
+        };
+        beside(house, "  its removal", removing).await;
+        // So that the next one is as new to the store.
+        let begun = Instant::now();
+        let within = Within::Upstream("quay.io".parse().unwrap());
+        while rows.purge(&within).await.unwrap().more {}
+        println!("  the purge of its registry: {:.2?}", begun.elapsed());
+    }
+}
+
 fn main() {
     let runtime = Runtime::new().unwrap();
-    let house = open();
+    if !std::env::args().any(|word| word == "sets") {
+        let house = open(BLOBS);
+        runtime.block_on(async {
+            list(&house).await;
+            evict(&house).await;
+            collect(&house).await;
+            house.content.close().await;
+        });
+    }
+    let house = open(SET_BLOBS);
     runtime.block_on(async {
-        list(&house).await;
-        evict(&house).await;
-        collect(&house).await;
+        sets(&house).await;
         house.content.close().await;
     });
 }

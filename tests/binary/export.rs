@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::mount::Mount;
 use crate::process::{Roadstead, command};
 use crate::support::content::{Blob, Image};
 use crate::support::fake::Fake;
@@ -232,6 +233,14 @@ async fn a_full_target_is_told_before_and_leaves_nothing_afterwards() {
     refused.refused(1, &["standard output"]);
 
     let Some(mount) = Mount::tmpfs("size=64k") else { return };
+    let medium = mount.point();
+    let medium = medium.to_str().unwrap();
+    scene.export(&[IMAGE, "-o", medium]).refused(1, &["is a mount point", "/small.tar"]);
+    assert_eq!(names(medium.strip_suffix("/small").unwrap().as_ref()), ["small"]);
+    if let Some(again) = Mount::bind(&scene.at("")) {
+        let again = again.point();
+        scene.export(&[IMAGE, "-o", again.to_str().unwrap()]).refused(1, &["is a mount point"]);
+    }
     for name in ["x.tar", "layout"] {
         let target = mount.at(name);
         scene.export(&[IMAGE, "-o", &target]).refused(1, &["free", "wanted"]);
@@ -283,45 +292,4 @@ fn ran_with_stdout(mut command: Command) -> Ran {
     let output = output.wait_with_output().unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
     Ran { code: output.status.code(), out: output.stdout, err }
-}
-
-/// A file system of its own, for as long as this lives.
-struct Mount(TempDir);
-
-impl Mount {
-    /// `None` if nothing can be mounted here, which is said.
-    fn tmpfs(options: &str) -> Option<Self> {
-        let left_out = |why: &str| {
-            writeln!(io::stderr(), "left out: a small file system ({why})")
-                .expect("stderr takes a line");
-        };
-        if !rustix::process::geteuid().is_root() {
-            left_out("not root");
-            return None;
-        }
-        let mount = Self(TempDir::new().unwrap());
-        fs::create_dir(mount.point()).unwrap();
-        let mut command = Command::new("mount");
-        command.args(["-t", "tmpfs", "-o", options, "roadstead-test"]).arg(mount.point());
-        let mounted = ran(command);
-        if mounted.code == Some(0) {
-            return Some(mount);
-        }
-        left_out(mounted.err.trim());
-        None
-    }
-
-    fn point(&self) -> PathBuf {
-        self.0.path().join("small")
-    }
-
-    fn at(&self, name: &str) -> String {
-        self.point().join(name).to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg("--lazy").arg(self.point()).output());
-    }
 }

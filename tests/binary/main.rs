@@ -20,12 +20,15 @@ mod descriptors;
 mod export;
 mod images;
 mod import;
+mod interrupted;
 mod limits;
 mod memory;
+mod mount;
 mod process;
 mod record;
 mod start;
 mod store;
+mod takeover;
 
 /// The support modules of the `registry` suite that do not need the product in this process.
 #[path = "../registry/support"]

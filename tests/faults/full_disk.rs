@@ -1,9 +1,12 @@
 //! A disk that fails while a download runs: its clients get all their bytes, and it caches again when it can.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
+use roadstead::blobs::Volume;
 
+use crate::clocks::looked;
 use crate::support::client::{End, Incoming};
 use crate::support::content::{Blob, Image, MIB};
 use crate::support::fake::{Edit, Fake, Fault as Lie, Kind, Then, When};
@@ -273,4 +276,76 @@ async fn the_end_of_a_blob_is_right_or_does_not_come_without_a_disk() {
         disk.heal();
         world.finish().await;
     }
+}
+
+/// Longer than content counts as young.
+const UNUSED: Duration = Duration::from_secs(2 * 3600);
+/// A refusal makes room for two of these.
+const LARGE: u64 = 10 * MIB;
+/// So many of them are here, unused, when the disk takes no more.
+const OLD: usize = 8;
+
+/// Waits until two looks at the limits are over that began now, and long after content was used.
+async fn rests(world: &World) {
+    for _look in 0..2 {
+        world.pass(UNUSED).await;
+        looked(world).await;
+    }
+}
+
+#[tokio::test]
+async fn a_quota_that_does_not_show_makes_room_for_what_it_refuses_and_for_no_more() {
+    let layers: Vec<Blob> = (80..).take(OLD + 2).map(|seed| Blob::synthetic(seed, LARGE)).collect();
+    let image = layers.iter().fold(Image::build("quota"), |image, one| image.layer(one.clone()));
+    let image = image.finish();
+    let fake = Fake::start().await;
+    fake.push(NAME, "latest", &image);
+    let disk = FaultyDisk::new(Arc::new(RealDisk));
+    disk.set_volume(Some(Volume { total: 2 << 40, free: 1 << 40 }));
+    let world =
+        World::builder().upstream("docker.io", &fake).disk(&disk).fresh_for("1000h").start().await;
+    world.client().manifest(NAME, "latest").expect(200).await;
+    let pulled = async |number: usize| {
+        let layer = &layers[number];
+        let body = world.client().blob(NAME, &layer.digest).open().await;
+        body.hashed().await.is_whole(&layer.digest, LARGE);
+        world.downloads_over().await;
+    };
+    let stored = || -> Vec<usize> {
+        (0..layers.len()).filter(|number| world.has_stored(&layers[*number].digest)).collect()
+    };
+    for number in 0..OLD {
+        pulled(number).await;
+        world.advance(UNUSED);
+    }
+
+    let mut before: Vec<usize> = (0..OLD).collect();
+    assert_eq!(stored(), before);
+    for _refusal in 0..2 {
+        let only = Some(Operation::Allocate);
+        disk.fail(Plan { at: 1, lasting: true, fault: Fault::Quota, only });
+        pulled(OLD).await;
+        let gone = async {
+            while stored().contains(&before[0]) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        within("what was unused for longest to go", gone).await;
+        disk.heal();
+        // What was refused while it looked is looked at, too, and after that it has no reason to go on.
+        rests(&world).await;
+        let left = stored();
+        assert!(before.ends_with(&left), "{left:?} of {before:?}");
+        assert!((1..=4).contains(&(before.len() - left.len())), "{left:?} of {before:?}");
+        rests(&world).await;
+        assert_eq!(stored(), left, "nothing is refused");
+        before = left;
+    }
+    let metrics = world.metrics().await;
+    let evicted = metrics.sum("roadstead_evicted_bytes_total", &[("reason", "quota")]);
+    assert!(evicted >= 16.0 * 1_048_576.0, "{evicted}");
+    // There is room, and what comes is stored again.
+    pulled(OLD + 1).await;
+    assert!(stored().contains(&(OLD + 1)));
+    world.finish().await;
 }

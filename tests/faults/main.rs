@@ -20,6 +20,7 @@
 mod support;
 
 mod cancellation;
+mod clocks;
 mod credentials;
 mod damage;
 mod disk_faults;

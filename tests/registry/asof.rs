@@ -411,17 +411,27 @@ async fn a_repository_that_was_public_and_is_not_has_no_public_past() {
     world.finish().await;
 }
 
+/// The tags that are listed as of a moment.
+async fn tags(client: &Client, moment: &str) -> Vec<String> {
+    let list = client.get(&format!("/v2/{moment}/{NAME}/tags/list")).expect(200).await.json();
+    serde_json::from_value(list["tags"].clone()).expect("a list of tags")
+}
+
 #[tokio::test]
 async fn a_tag_that_is_denied_since_then_is_not_given_as_it_was() {
     let (fake, mut world, [first, ..]) = moved_twice().await;
     let name = format!("asof-20261122t0100z/{NAME}");
     gives(&world.client(), &name, &first).await;
+    let before = "asof-20261122t0459z";
+    assert_eq!(tags(&world.client(), before).await, ["latest", "newer"]);
     let denial = fake.rule(When::manifest().about("latest"), Then::status(403));
     // Nobody knows of it yet.
     gives(&world.client(), &name, &first).await;
     world.client().manifest(NAME, "latest").expect(403).await;
     for _ in 0..2 {
         world.client().manifest(&name, "latest").expect(403).await.error("DENIED");
+        // The other tag was there then as well.
+        assert_eq!(tags(&world.client(), before).await, ["newer"]);
         world.restart().await;
     }
     // Another tag is not concerned.
@@ -434,6 +444,7 @@ async fn a_tag_that_is_denied_since_then_is_not_given_as_it_was() {
     world.advance(HOUR);
     // Upstream says something else, and with that the denial is over.
     gives(&world.client(), &name, &first).await;
+    assert_eq!(tags(&world.client(), before).await, ["latest", "newer"]);
     let mark = fake.mark();
     gives(&world.client(), &name, &first).await;
     fake.since(mark).expect_none("it is over");

@@ -188,3 +188,26 @@ async fn a_token_that_others_can_read_ends_the_start() {
     assert!(said.contains("admin-token") && said.contains("600"), "{said}");
     assert!(!data.join("admin.sock").exists());
 }
+
+#[tokio::test]
+async fn strangers_cannot_keep_the_places_taken() {
+    let world = world().await;
+    let mut strangers = Vec::new();
+    for at in 0..40 {
+        let mut connection = stranger(&world).connect().await;
+        // A head that does not end, and a body that does not come behind a request that is refused.
+        let sent: &[u8] = match at % 2 {
+            0 => b"GET /api/v1/ HTTP/1.1\r\nHost: localhost\r\n",
+            _ => b"POST /api/v1/import HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\nx",
+        };
+        connection.send(sent).await;
+        strangers.push(connection);
+    }
+    for _ in 0..20 {
+        let soon = std::time::Duration::from_secs(4);
+        let answer = tokio::time::timeout(soon, world.admin().get("/api/v1/").send()).await;
+        assert_eq!(answer.expect("at once").status, 200);
+    }
+    drop(strangers);
+    world.finish().await;
+}

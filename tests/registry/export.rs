@@ -471,6 +471,78 @@ async fn what_is_being_written_out_does_not_go_and_goes_afterwards() {
     world.finish().await;
 }
 
+/// Who may have the image was asked when the bundle began: what becomes of its name and its rows meanwhile is no matter.
+#[tokio::test]
+async fn an_image_that_is_deleted_while_it_is_written_out_comes_whole() {
+    let layer = Blob::synthetic(64, 24 * MIB);
+    let image = Image::build("deleted meanwhile").layer(layer).finish();
+    for (method, path) in [
+        ("DELETE", format!("/api/v1/images?image={FULL}@{}&force=true", image.digest)),
+        ("POST", format!("/api/v1/purge?within={FULL}&kind=repository")),
+    ] {
+        let (fake, world) = pulled(&[("v1", &image)]).await;
+        fake.stop().await;
+        let tasks = world.idle_tasks().await;
+        let order = json!({ "images": ["team/app:v1"] });
+        let announced = plan(&world, &order).await["bytes"].as_u64();
+        let mut slow = export(&world, &order).open().await;
+        let begun = slow.take(1000).await;
+        world.admin().request(method, &path).expect(200).await;
+        world.advance(DAY);
+        world.admin().request("POST", "/api/v1/gc").expect(200).await;
+        let rest = slow.rest().await;
+        assert_eq!(rest.end, End::Clean, "{method} {path}");
+        assert_eq!(Some(to_u64(begun.len() + rest.body.len())), announced);
+        let bytes = [begun, rest.body].concat();
+        let mut archive = tar::Archive::new(&bytes[..]);
+        let mut found = 0;
+        for entry in archive.entries().expect("it is a tar") {
+            let mut entry = entry.expect("it is whole");
+            let path = entry.path().expect("it has a name").display().to_string();
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content).expect("it is whole");
+            if let Some(hex) = path.strip_prefix("blobs/sha256/") {
+                assert_eq!(sha256(&content), format!("sha256:{hex}"));
+                found += 1;
+            }
+        }
+        assert_eq!(found, 1 + image.blobs.len());
+        world.tasks_at_most(tasks).await;
+        world.advance(DAY);
+        assert_eq!(swept(&world).await, 0, "what was deleted goes when the bundle is out");
+        world.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_reader_may_pause_for_less_than_a_minute() {
+    /// More than is on its way, so that whoever takes it waits for what is written then.
+    const SOME: u64 = 12 * MIB;
+    let image = large(65);
+    let (fake, world) = pulled(&[("v1", &image)]).await;
+    fake.stop().await;
+    let order = json!({ "images": ["team/app:v1"] });
+    let announced = plan(&world, &order).await["bytes"].as_u64();
+    let mut slow = export(&world, &order).open().await;
+    for _pause in 0..3 {
+        world.pass(Duration::from_secs(50)).await;
+        slow.take(SOME).await;
+    }
+    let rest = slow.rest().await;
+    assert_eq!((rest.end, announced), (End::Clean, Some(3 * SOME + to_u64(rest.body.len()))));
+    let mut slower = export(&world, &order).open().await;
+    slower.take(1000).await;
+    for _pause in 0..5 {
+        // What was on its way has left by then, and the minute begins.
+        for _turn in 0..20 {
+            world.client().get("/v2/").expect(200).await;
+        }
+        world.pass(Duration::from_secs(61)).await;
+    }
+    assert_ne!(slower.rest().await.end, End::Clean, "whoever takes half a bundle must know");
+    world.finish().await;
+}
+
 #[tokio::test]
 async fn a_client_that_goes_away_leaves_nothing() {
     let image = large(62);

@@ -20,14 +20,14 @@ use crate::support::product::{Fault, FaultyDisk, Operation, Plan, RealDisk};
 use crate::support::pull::pull;
 use crate::support::world::{World, WorldBuilder};
 
-const NAME: &str = "docker.io/team/app";
+pub const NAME: &str = "docker.io/team/app";
 
 /// A tar in the making.
 #[derive(Clone, Default)]
-struct Bundle(Vec<u8>);
+pub struct Bundle(Vec<u8>);
 
 impl Bundle {
-    fn header(name: &str, kind: tar::EntryType, size: u64) -> tar::Header {
+    pub fn header(name: &str, kind: tar::EntryType, size: u64) -> tar::Header {
         let mut header = tar::Header::new_gnu();
         // The crate refuses names that lead outside, which is what some of these are to do.
         header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
@@ -38,7 +38,7 @@ impl Bundle {
         header
     }
 
-    fn raw(mut self, header: &tar::Header, bytes: &[u8]) -> Self {
+    pub fn raw(mut self, header: &tar::Header, bytes: &[u8]) -> Self {
         self.0.extend_from_slice(header.as_bytes());
         self.0.extend_from_slice(bytes);
         self.0.resize(self.0.len().next_multiple_of(512), 0);
@@ -96,13 +96,13 @@ impl Bundle {
     }
 
     /// What ends a tar.
-    fn end(mut self) -> Bytes {
+    pub fn end(mut self) -> Bytes {
         self.0.resize(self.0.len() + 1024, 0);
         self.0.into()
     }
 
     /// A good bundle of one image.
-    fn good(image: &Image, name: &str) -> Self {
+    pub fn good(image: &Image, name: &str) -> Self {
         Self::default().index(&[named(image, name)]).image(image)
     }
 }
@@ -111,14 +111,14 @@ fn path(digest: &str) -> String {
     format!("blobs/{}", digest.replace(':', "/"))
 }
 
-fn named(image: &Image, name: &str) -> Value {
+pub fn named(image: &Image, name: &str) -> Value {
     let mut descriptor = image.descriptor();
     descriptor["annotations"] =
         json!({"org.opencontainers.image.ref.name": name, "io.containerd.image.name": name});
     descriptor
 }
 
-fn builder(fake: &Fake) -> WorldBuilder {
+pub fn builder(fake: &Fake) -> WorldBuilder {
     World::builder()
         .upstream("docker.io", fake)
         .set("admin_listen", "\"127.0.0.1:0\"")
@@ -126,14 +126,14 @@ fn builder(fake: &Fake) -> WorldBuilder {
 }
 
 /// A world without its upstream, so that whatever it serves it has.
-async fn world() -> World {
+pub async fn world() -> World {
     let fake = Fake::start().await;
     let world = builder(&fake).start().await;
     fake.stop().await;
     world
 }
 
-async fn import(world: &World, query: &str, bundle: Bytes) -> Response {
+pub async fn import(world: &World, query: &str, bundle: Bytes) -> Response {
     world.admin().request("POST", &format!("/api/v1/import{query}")).body(bundle).send().await
 }
 
@@ -142,7 +142,7 @@ fn events(response: &Response) -> Vec<Value> {
     response.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn last(response: &Response) -> Value {
+pub fn last(response: &Response) -> Value {
     let last = events(response).pop().unwrap();
     assert_eq!(last["event"], "ended", "{last}");
     last
@@ -150,14 +150,20 @@ fn last(response: &Response) -> Value {
 
 /// Refused for this, and with this in the message.
 #[track_caller]
-fn is_refused(response: &Response, reason: &str, says: &str) {
+pub fn is_refused(response: &Response, reason: &str, says: &str) {
     let error = response.json()["error"].clone();
     assert_eq!(error["reason"], reason, "{error}");
     let message = error["message"].as_str().unwrap();
     assert!(message.contains(says), "{message:?} says nothing of {says:?}");
 }
 
-async fn gc(world: &World) {
+/// A bundle of it is refused, because nothing in it is an image.
+pub(crate) async fn is_nothing_to_run(world: &World, image: &Image) {
+    let bundle = Bundle::good(image, "docker.io/team/app:nothing").end();
+    is_refused(&import(world, "?set=nothing", bundle).await, "incomplete", "no platform");
+}
+
+pub async fn gc(world: &World) {
     world.advance(Duration::from_secs(120));
     let told = world.admin().request("POST", "/api/v1/gc").send().await;
     assert_eq!(events(&told).pop().unwrap()["event"], "ended");
@@ -757,34 +763,6 @@ async fn what_was_imported_survives_eviction() {
     assert!(kept.all_blobs().iter().all(|blob| world.has_stored(&blob.digest)));
     fake.stop().await;
     pull(&world.client(), "docker.io/team/app", "1", &kept).await;
-    world.finish().await;
-}
-
-#[tokio::test]
-async fn clients_pull_while_a_bundle_is_taken_in() {
-    let fake = Fake::start().await;
-    let (busy, carried) = (Image::index("busy"), Image::build("carried").layers(6).finish());
-    fake.push("team/other", "1", &busy);
-    // What both bring: whoever is first, the other one is not disturbed.
-    fake.push("team/app", "up", &carried);
-    let world = builder(&fake).start().await;
-    let client = world.client();
-    let pulls = async {
-        for _round in 0..10 {
-            pull(&client, "docker.io/team/other", "1", &busy).await;
-            pull(&client, "docker.io/team/app", "up", &carried).await;
-        }
-    };
-    let bundle = Bundle::good(&carried, &format!("{NAME}:1")).end();
-    let imports = async {
-        for _round in 0..5 {
-            last(&import(&world, "?set=s", bundle.clone()).await);
-        }
-    };
-    tokio::join!(pulls, imports);
-    world.downloads_over().await;
-    fake.stop().await;
-    pull(&client, "docker.io/team/app", "1", &carried).await;
     world.finish().await;
 }
 

@@ -1,8 +1,10 @@
-//! The life of content against a small model of it: random pulls, moves of tags, deletions, forced removals, pins, freezes, evictions,
-//! collections, crashes, failing disks and failing writes of rows, one after the other and at the same time, and what must hold.
+//! The life of content against a small model of it: random pulls, moves of tags, deletions, forced removals, pins, freezes, imports,
+//! recordings, sets that are kept and forgotten, evictions, collections, crashes, failing disks and failing writes of rows, one after the
+//! other and at the same time, and what must hold.
 //!
 //! What must hold after every step: a row that says "present" has a file with the bytes of its name; nothing that is kept and was here is
-//! gone; nothing that a live image needs was forgotten; what was taken away by force comes back with a pull alone. Unless something
+//! gone; nothing that a live image needs was forgotten; what was taken away by force comes back with a pull or a bundle alone; a set has the
+//! members that it was given, and a bundle comes whole or not at all. Unless something
 //! crashed or failed since the last sweep no file is without a row. A step that fails has changed nothing that the model knows of, and
 //! succeeds when it is done again. After a `gc` that wants everything gone, nothing is left but what is kept or young.
 //!
@@ -16,21 +18,22 @@ use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use futures_util::future::{OptionFuture, join_all};
+use futures_util::future::join_all;
 use roadstead::blobs::testing::{Fault, Plan};
-use roadstead::metadata::RuleKind;
 use roadstead::metadata::testing::{Fault as RowFault, Plan as RowPlan};
+use roadstead::metadata::{Rule, RuleKind};
 use roadstead::oci::Digest;
 
+use super::life_carry::{Bundle, Load, SETS, set_name};
 use super::life_house::{Done, House, Tally};
 use super::life_images::{
-    IMAGES, REPOSITORIES, TAGS, children, closure, digest, goes_with, image, name_of, objects,
+    IMAGES, REPOSITORIES, TAGS, children, closure, digest_of, goes_with, name_of, objects,
     repository, scope, subject, tag,
 };
 use super::life_model::Move;
 
 const SEEDS: [u64; 6] = [1, 20, 300, 4000, 50_000, 600_000];
-const STEPS: usize = 250;
+const STEPS: usize = 330;
 /// Scopes that rules of the test have.
 const SCOPES: usize = 60;
 
@@ -95,14 +98,42 @@ enum Step {
     Gc {
         everything: bool,
     },
-    /// A pull into each repository, a collection, and sometimes a new pin, at the same time.
+    /// A pull into each repository, a collection, and something else, at the same time.
     Together {
         images: [usize; REPOSITORIES.len()],
         tag: usize,
-        pin: Option<usize>,
+        beside: Beside,
+    },
+    Import(Bundle),
+    /// A recording begins, or the one of that name ends.
+    Record {
+        set: usize,
+    },
+    Keep {
+        set: usize,
+        kept: bool,
+    },
+    Forget {
+        set: usize,
     },
     Sweep,
     Crash,
+}
+
+/// What is done beside pulls and a collection.
+#[derive(Clone, Copy, Debug)]
+enum Beside {
+    Nothing,
+    Pin(usize),
+    Import(Bundle),
+    Forget(usize),
+}
+
+/// What somebody was told beside the pulls.
+enum Known {
+    Nothing,
+    Rule(Box<Rule>),
+    Moved(bool),
 }
 
 impl House {
@@ -117,7 +148,12 @@ impl House {
                 });
                 self.pull(repository, image, number.map(tag)).await?;
                 self.pulled(repository, image, number).await;
+                self.recorded(repository, image, number).await?;
             }
+            Step::Import(bundle) => self.take_in(&bundle).await?,
+            Step::Record { set } => self.record(set).await?,
+            Step::Keep { set, kept } => self.keep(set, kept).await?,
+            Step::Forget { set } => self.forget(set).await?,
             Step::Remove { object } => self.remove(&objects()[object]).await?,
             Step::Pin { scope: number } => self.rule(RuleKind::Pin, number).await?,
             Step::Freeze { scope: number } => self.rule(RuleKind::Freeze, number).await?,
@@ -133,7 +169,7 @@ impl House {
                 self.clock.advance(Duration::from_secs(u64::try_from(minutes).unwrap() * 60));
             }
             Step::Gc { everything } => self.collect(everything).await?,
-            Step::Together { images, tag, pin } => self.together(images, tag, pin).await,
+            Step::Together { images, tag, beside } => self.together(images, tag, beside).await,
             Step::Sweep => self.sweep().await,
             Step::Crash => self.crash().await,
             other => self.delete(other).await?,
@@ -147,9 +183,10 @@ impl House {
         match step {
             Step::Absent { repository: at, tag: number } => {
                 rows.move_tag(&repository(at), &tag(number), None, "upstream", now).await?;
+                let is_known = self.model.current.contains_key(&(at, number));
                 let timeline = self.model.timelines.get_mut(&(at, number));
                 let points = |all: &&mut Vec<Move>| all.last().is_some_and(|last| last.1.is_some());
-                if let Some(timeline) = timeline.filter(points) {
+                if let Some(timeline) = timeline.filter(points).filter(|_| is_known) {
                     timeline.push((now, None));
                 }
             }
@@ -158,7 +195,7 @@ impl House {
                 self.model.delete_tag(at, number);
             }
             Step::DeleteLink { repository: at, tag: number, image: which } => {
-                let revision = digest(&image(which));
+                let revision = digest_of(which);
                 rows.delete_link(&repository(at), &tag(number), &revision).await?;
                 self.delete_link(at, number, which);
             }
@@ -176,17 +213,34 @@ impl House {
         for object in closure(number) {
             assert!(present.contains(&object), "{} was pulled and is not here", name_of(&object));
         }
-        let waited = self.model.may_return(at, number);
+        let waited = self.model.may_return(at, children(number).into_iter().chain([number]));
         self.model.pull(at, number, tag, self.now());
-        // What refers to it comes back with it, unless it was collected before.
+        self.returned(at, waited).await;
+    }
+
+    /// What belongs to an image or refers to it waits no more when the image is back, unless it was collected before.
+    pub async fn returned(&mut self, at: usize, waited: BTreeSet<usize>) {
         for other in waited {
-            let revision = digest(&image(other));
-            let known = self.content().metadata().revision(&repository(at), &revision).await;
-            if known.unwrap().is_some() && self.model.dead.remove(&(at, other)).is_some() {
-                self.model.live.insert((at, other));
-                self.tally.returned += 1;
+            match self.waits(at, other).await {
+                None => {}
+                // It was let go behind the pull that could have brought it back.
+                Some(true) => assert!(self.undecided, "image {other} still waits for its end"),
+                Some(false) => {
+                    self.model.dead.remove(&(at, other));
+                    self.model.live.insert((at, other));
+                    self.tally.returned += 1;
+                }
             }
         }
+    }
+
+    /// Does a revision wait for its end? `None`: it is not known any more.
+    async fn waits(&self, at: usize, number: usize) -> Option<bool> {
+        let rows = self.content().metadata();
+        let holders = rows.holders(&digest_of(number), 1000).await.unwrap().revisions;
+        let mut own = holders.into_iter().filter(|one| one.revision == digest_of(number));
+        let own = own.find(|one| one.repository == repository(at));
+        own.map(|own| own.unlinked.is_some())
     }
 
     /// Takes bytes away, and looks at who is told to be incomplete.
@@ -206,7 +260,7 @@ impl House {
             .collect();
         let wanted: BTreeSet<String> = wanted
             .into_iter()
-            .map(|(at, number)| format!("{}@{}", REPOSITORIES[at], digest(&image(number))))
+            .map(|(at, number)| format!("{}@{}", REPOSITORIES[at], digest_of(number)))
             .collect();
         assert_eq!(told, wanted, "those that need {}", name_of(object));
         self.tally.forced += u64::from(was_here && !told.is_empty());
@@ -222,14 +276,14 @@ impl House {
         }
         let rows = self.content().metadata().clone();
         for (at, number) in self.model.must_be_gone(self.now()) {
-            let revision = digest(&image(number));
+            let revision = digest_of(number);
             if rows.revision(&repository(at), &revision).await?.is_some() {
                 let holders = rows.holders(&revision, 99).await?;
                 let doomed = rows.doomed(self.now(), 1000).await?;
                 let doomed = doomed.into_iter().find(|doomed| doomed.digest == revision);
                 panic!("image {number} is still in {}: {doomed:?} {holders:#?}", REPOSITORIES[at]);
             }
-            self.model.dead.remove(&(at, number));
+            self.model.leave(at, number);
             self.tally.gone += 1;
             self.tally.followed += u64::from(subject(number).is_some());
         }
@@ -246,38 +300,75 @@ impl House {
         &mut self,
         images: [usize; REPOSITORIES.len()],
         number: usize,
-        pin: Option<usize>,
+        beside: Beside,
     ) {
         let kept = self.model.kept(self.now());
         for object in images.into_iter().flat_map(closure) {
             self.model.removed.remove(&object);
         }
+        if let Beside::Import(bundle) = &beside {
+            self.brought(bundle);
+        }
         let pulls = images.into_iter().enumerate();
         let pulls = join_all(pulls.map(|(at, which)| self.pull(at, which, Some(tag(number)))));
-        let rows = self.content().metadata().clone();
-        let scope = |number: usize| scope(number).parse().unwrap();
-        let pinning: OptionFuture<_> = pin
-            .map(|number| rows.add_rule(RuleKind::Pin, scope(number), None, String::new()))
-            .into();
-        let (pulls, rule, report) = tokio::join!(pulls, pinning, self.gc(true));
+        let (pulls, done, report) = tokio::join!(pulls, self.beside(beside), self.gc(true));
         for pull in pulls {
             pull.expect("nothing is broken");
         }
         let report = report.expect("nothing is broken");
         assert_eq!(report.failed, 0);
         self.note(&report);
+        let dead = self.model.dead.clone();
+        if let Beside::Forget(set) = beside {
+            self.model.forget(set);
+        }
+        self.undecided = self.model.dead.keys().any(|revision| !dead.contains_key(revision));
         for (at, which) in images.into_iter().enumerate() {
             self.pulled(at, which, Some(number)).await;
         }
+        self.undecided = false;
         // The new pin may have come too late for what was kept by nothing else.
         let still = self.model.kept(self.now());
         self.before.retain(|object| kept.contains(object) && still.contains(object));
-        self.check().await;
-        if let Some((rule, number)) = rule.zip(pin) {
-            self.know(rule.unwrap(), number);
+        match (done, beside) {
+            (Known::Rule(rule), Beside::Pin(number)) => {
+                self.check().await;
+                self.know(*rule, number);
+            }
+            (Known::Moved(moved), Beside::Import(bundle)) => {
+                let all = bundle.included(&BTreeSet::new()).expect("it is whole");
+                self.taken_in(&bundle, &all, moved).await;
+                self.check().await;
+            }
+            _ => self.check().await,
+        }
+        for (at, which) in images.into_iter().enumerate() {
+            self.recorded(at, which, Some(number)).await.expect("nothing is broken");
         }
         self.before.clear();
         self.used_now().await;
+    }
+
+    async fn beside(&self, beside: Beside) -> Known {
+        let rows = self.content().metadata();
+        match beside {
+            Beside::Nothing => {}
+            Beside::Pin(number) => {
+                let scope = scope(number).parse().unwrap();
+                let rule = rows.add_rule(RuleKind::Pin, scope, None, String::new()).await;
+                return Known::Rule(Box::new(rule.unwrap()));
+            }
+            Beside::Import(bundle) => {
+                let moved = self.import(&bundle).await.expect("nothing is broken");
+                return Known::Moved(moved.expect("it is whole"));
+            }
+            Beside::Forget(set) if self.model.sets.contains_key(&set) => {
+                let removed = self.carry().remove_set(set_name(set).as_str()).await;
+                assert!(removed.expect("nothing is broken"), "there is one");
+            }
+            Beside::Forget(_) => {}
+        }
+        Known::Nothing
     }
 
     fn delete_link(&mut self, at: usize, number: usize, which: usize) {
@@ -310,14 +401,13 @@ impl House {
         if needed && !force {
             return Ok(());
         }
-        let revision = digest(&image(which));
+        let revision = digest_of(which);
         if needed {
             self.remove(&revision).await?;
         }
         let rows = self.content().metadata().clone();
         let deleted = rows.delete_revision(&repository(at), &revision).await?;
-        self.model.live.remove(&(at, which));
-        self.model.dead.remove(&(at, which));
+        self.model.leave(at, which);
         self.model.wait_again(which);
         let all: Vec<usize> = (0..TAGS.len()).collect();
         for number in all {
@@ -342,7 +432,10 @@ impl House {
 
     /// Breaks something, does the step, mends it with or without a restart, and says whether the step is done.
     async fn broken(&mut self, step: Step, random: &mut Random) -> bool {
-        let on_disk = matches!(step, Step::Pull { .. } | Step::Gc { .. } | Step::Remove { .. });
+        let on_disk = matches!(
+            step,
+            Step::Pull { .. } | Step::Gc { .. } | Step::Remove { .. } | Step::Import(_)
+        );
         let of_rows = random.below(2) == 0;
         if matches!(step, Step::Together { .. } | Step::Crash | Step::Sweep) || !on_disk && !of_rows
         {
@@ -380,8 +473,8 @@ impl House {
 
 fn any_step(random: &mut Random) -> Step {
     let (repository, tag) = (random.below(REPOSITORIES.len()), random.below(TAGS.len()));
-    let image = random.below(IMAGES);
-    match random.below(30) {
+    let (image, set) = (random.below(IMAGES), random.below(SETS));
+    match random.below(45) {
         0..=6 => Step::Pull { repository, image, tag: (random.below(4) > 0).then_some(tag) },
         7 => Step::Absent { repository, tag },
         8 => Step::DeleteTag { repository, tag },
@@ -397,11 +490,43 @@ fn any_step(random: &mut Random) -> Step {
         26..=27 => Step::Together {
             images: [image, random.below(IMAGES), random.below(IMAGES)],
             tag,
-            pin: (random.below(4) == 0).then(|| random.below(SCOPES)),
+            beside: match random.below(6) {
+                0 => Beside::Pin(random.below(SCOPES)),
+                1 => Beside::Forget(set),
+                // Another tag than that of the pulls, so that it is certain where both are in the end.
+                2..=3 => {
+                    let load = if random.below(2) == 0 { Load::Whole } else { Load::Signed };
+                    let tag = Some((tag + 1) % TAGS.len());
+                    Beside::Import(bundle(random, (repository, tag), load, set))
+                }
+                _ => Beside::Nothing,
+            },
         },
         28 => Step::Sweep,
+        29..=33 => {
+            let load = match random.below(6) {
+                0 => Load::Signed,
+                1..=4 => Load::Delta(random.below(IMAGES)),
+                _ => Load::Whole,
+            };
+            let tag = (random.below(4) > 0).then_some(tag);
+            Step::Import(bundle(random, (repository, tag), load, set))
+        }
+        34..=37 => Step::Record { set },
+        38..=39 => Step::Keep { set, kept: random.below(4) == 0 },
+        40..=43 => Step::Forget { set },
         _ => Step::Crash,
     }
+}
+
+fn bundle(
+    random: &mut Random,
+    (repository, tag): (usize, Option<usize>),
+    load: Load,
+    set: usize,
+) -> Bundle {
+    let since = [None, Some(0), Some(20), Some(200), Some(5000)][random.below(5)];
+    Bundle { repository, image: random.below(IMAGES), tag, since, load, set }
 }
 
 async fn live(seed: u64) -> Tally {
@@ -442,8 +567,11 @@ async fn content_lives_as_the_model_says() {
         all.add(tally);
     }
     let Tally { evicted, collected, kept, gone, broken, .. } = all;
-    assert!(evicted > 100 && collected > 2 && kept > 100 && gone > 8 && broken > 10, "{all:?}");
+    assert!(evicted > 40 && collected > 2 && kept > 100 && gone > 4 && broken > 10, "{all:?}");
     let Tally { unwritten, healed, forced, followed, returned, .. } = all;
     assert!(unwritten > 20 && healed > 10 && forced > 10, "{all:?}");
     assert!(followed > 0 && returned > 1, "{all:?}");
+    let Tally { imported, refused, unmoved, recorded, forgotten, .. } = all;
+    assert!(imported > 100 && refused > 2 && unmoved > 20, "{all:?}");
+    assert!(recorded > 4 && forgotten > 50, "{all:?}");
 }

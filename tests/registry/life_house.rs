@@ -11,19 +11,21 @@ use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use roadstead::blobs::RealDisk;
 use roadstead::blobs::testing::{FaultyDisk, Plan};
+use roadstead::carry::Carry;
 use roadstead::clock::{Clock, ManualClock, Timestamp};
 use roadstead::content::{self, Content, Haste, KeepPolicy, MinFree, UpstreamKeep};
 use roadstead::metadata::testing::Plan as RowPlan;
 use roadstead::metadata::{Proof, RevisionCommit, Rule, RuleKind, TagMove};
-use roadstead::oci::{Descriptor, Digest, MediaType, Role, Tag};
+use roadstead::oci::{Digest, Manifest, Tag};
 use roadstead::upkeep::{Event, JobKind, Parts, Report, Settings, Upkeep};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::life_carry::{Quay, SETS};
 use super::life_images::{
-    REPOSITORIES, below, blob, blobs, children, digest, family, image, name_of, repository, scope,
-    subject,
+    IMAGES, REPOSITORIES, blob, blobs, children, digest, digest_of, family, image,
+    list_of_referrers, name_of, repository, scope,
 };
 use super::life_model::{COARSE, GRACE, LAST, Model, YOUNG};
 
@@ -37,10 +39,13 @@ pub struct House {
     pub clock: ManualClock,
     open: Option<Open>,
     settings: Settings,
+    quay: Quay,
     pub model: Model,
     pub tally: Tally,
     /// What was here before the step, except what the step may take away.
     pub before: BTreeSet<Digest>,
+    /// Whether a revision came back or was let go is decided by which of two things came first.
+    pub undecided: bool,
     /// Nothing crashed or failed since the last sweep.
     tidy: bool,
     /// Something is broken on purpose.
@@ -64,10 +69,18 @@ pub struct Tally {
     /// Referrers that went with what they refer to, and those that came back with it.
     pub followed: u64,
     pub returned: u64,
+    /// Bundles that were taken in, and those that were refused because what they build on was not here.
+    pub imported: u64,
+    pub refused: u64,
+    /// Tags that an import did not move.
+    pub unmoved: u64,
+    /// Recordings that were closed, and sets that were forgotten.
+    pub recorded: u64,
+    pub forgotten: u64,
 }
 
 impl Tally {
-    fn all(&mut self) -> [&mut u64; 10] {
+    fn all(&mut self) -> [&mut u64; 15] {
         let Self {
             evicted,
             collected,
@@ -79,8 +92,16 @@ impl Tally {
             forced,
             followed,
             returned,
+            imported,
+            refused,
+            unmoved,
+            recorded,
+            forgotten,
         } = self;
-        [evicted, collected, kept, gone, broken, unwritten, healed, forced, followed, returned]
+        [
+            evicted, collected, kept, gone, broken, unwritten, healed, forced, followed, returned,
+            imported, refused, unmoved, recorded, forgotten,
+        ]
     }
 
     pub fn add(&mut self, mut other: Self) {
@@ -93,6 +114,7 @@ impl Tally {
 struct Open {
     content: Content,
     upkeep: Upkeep,
+    carry: Carry,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -119,9 +141,11 @@ impl House {
             clock: ManualClock::starting_at(Timestamp::from_millis(1_795_305_600_000)),
             open: None,
             settings,
+            quay: Quay::new(),
             model: Model::default(),
             tally: Tally::default(),
             before: BTreeSet::new(),
+            undecided: false,
             tidy: true,
             faulty: false,
         };
@@ -146,23 +170,33 @@ impl House {
             shutdown: stop.clone(),
             settings: self.settings.clone(),
         };
+        let carry = self.quay.carry(&parts, &mut registry);
         let upkeep = Upkeep::new(parts, &mut registry);
-        self.open = Some(Open { content, upkeep, tasks, stop });
+        self.open = Some(Open { content, upkeep, carry, tasks, stop });
     }
 
     /// Ends without writing anything more, and starts again.
     pub async fn crash(&mut self) {
-        let Open { content, upkeep, tasks, stop } = self.open.take().expect("it is open");
+        let Open { content, upkeep, carry, tasks, stop } = self.open.take().expect("it is open");
         stop.cancel();
         tasks.close();
         tasks.wait().await;
-        drop((content, upkeep));
+        drop((content, upkeep, carry));
         self.disk.heal();
         self.faulty = false;
         // Uses that were not written yet are lost.
         self.model.used.clear();
         self.start();
+        self.settle().await;
+        self.carry().resume().await;
         self.sweep().await;
+    }
+
+    /// What was cut short and goes on by itself has gone on: members of sets that were removed.
+    async fn settle(&self) {
+        for _set in 0..=SETS {
+            self.content().metadata().flush().await.expect("the writer works again");
+        }
     }
 
     pub fn break_disk(&mut self, plan: Plan) {
@@ -185,7 +219,7 @@ impl House {
         self.content().metadata().fail_writes(None);
         self.faulty = false;
         // Whatever was cut short has ended.
-        self.content().metadata().flush().await.expect("the writer works again");
+        self.settle().await;
     }
 
     /// Ends the house, and tells what happened in it.
@@ -218,6 +252,10 @@ impl House {
         &self.open.as_ref().expect("it is open").content
     }
 
+    pub fn carry(&self) -> &Carry {
+        &self.open.as_ref().expect("it is open").carry
+    }
+
     pub fn now(&self) -> Timestamp {
         self.clock.now()
     }
@@ -225,25 +263,15 @@ impl House {
     pub async fn pull(&self, at: usize, number: usize, tag: Option<Tag>) -> Done {
         let content = self.content();
         let bytes = image(number);
-        let described = |(role, bytes): (Role, Vec<u8>)| {
-            let descriptor = Descriptor {
-                media_type: MediaType::OCTET_STREAM.parse().unwrap(),
-                digest: digest(&bytes),
-                size: u64::try_from(bytes.len()).unwrap(),
-                platform: None,
-                artifact_type: None,
-                foreign: false,
-            };
-            (role, descriptor)
-        };
+        let document = Manifest::parse(&bytes, None).unwrap();
         let commit = RevisionCommit {
             repository: repository(at),
             digest: digest(&bytes),
-            media_type: MediaType::OCI_MANIFEST.parse().unwrap(),
+            media_type: document.media_type,
             size: u64::try_from(bytes.len()).unwrap(),
-            children: below(number).into_iter().map(described).collect(),
-            subject: subject(number).map(|other| digest(&image(other))),
-            artifact_type: None,
+            children: document.children,
+            subject: document.subject.map(|subject| subject.digest),
+            artifact_type: document.artifact_type,
             proof: Proof { proved: self.now(), credential: None },
             at: self.now(),
             tag: tag.map(|tag| TagMove { tag, source: "upstream".to_owned() }),
@@ -259,7 +287,7 @@ impl House {
                 content.put(&digest(&bytes), Bytes::from(bytes)).await?;
             }
         }
-        content.metadata().touch(&digest(&image(number)), self.now());
+        content.metadata().touch(&digest_of(number), self.now());
         content.metadata().flush().await?;
         Ok(())
     }
@@ -315,8 +343,9 @@ impl House {
         let rows = self.content().metadata();
         let counted = rows.usage().await.unwrap().objects;
         assert_eq!(counted, u64::try_from(present.len()).unwrap(), "what is stored is miscounted");
+        self.check_sets().await;
         for (at, number) in &self.model.live {
-            let (repository, revision) = (repository(*at), digest(&image(*number)));
+            let (repository, revision) = (repository(*at), digest_of(*number));
             let known = rows.revision(&repository, &revision).await.unwrap();
             assert!(known.is_some(), "image {number} in {} is forgotten", REPOSITORIES[*at]);
             for layer in blobs(*number) {
@@ -335,6 +364,9 @@ impl House {
         // A pin keeps what was deleted, too, as long as it waits.
         let waiting = self.model.dead.keys().filter(|(at, _)| self.model.is_pinned(*at));
         may.extend(waiting.flat_map(|(_, number)| family(*number)));
+        let lists = (0..IMAGES).filter(|number| may.contains(&digest_of(*number)));
+        let lists: Vec<Digest> = lists.filter_map(list_of_referrers).collect();
+        may.extend(lists);
         for object in self.present().await {
             // A freeze may keep one more than it serves, after an absence.
             let frozen = self.model.rules.iter().any(|(_, kind, _, _)| *kind == RuleKind::Freeze);

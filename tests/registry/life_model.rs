@@ -8,7 +8,8 @@ use roadstead::metadata::RuleKind;
 use roadstead::oci::Digest;
 
 use super::life_images::{
-    REPOSITORIES, TAGS, children, closure, digest, family, goes_with, image, referrers,
+    REPOSITORIES, TAGS, children, closure, digest_of, family, goes_with, list_of_referrers,
+    number_of, referrers,
 };
 
 /// The newest revisions of each tag that are kept at ghcr.io.
@@ -20,6 +21,18 @@ pub const COARSE: Duration = Duration::from_secs(600);
 
 /// Since when a tag points at which image.
 pub type Move = (Timestamp, Option<usize>);
+
+/// Of a set: repository, image, and the tag by which it got there.
+pub type Member = (usize, usize, Option<usize>);
+
+/// A set that is recorded, was recorded, or was imported.
+#[derive(Clone, Debug, Default)]
+pub struct Set {
+    pub imported: bool,
+    pub recording: bool,
+    pub kept: bool,
+    pub members: BTreeSet<Member>,
+}
 
 /// What should be true.
 #[derive(Default)]
@@ -42,6 +55,10 @@ pub struct Model {
     pub maybe_used: BTreeMap<Digest, Timestamp>,
     /// Whose bytes were taken away by force; they come back with a pull, and with nothing else.
     pub removed: BTreeSet<Digest>,
+    /// By number of the name.
+    pub sets: BTreeMap<usize, Set>,
+    /// Of which images there is a list of what refers to them, in which repositories.
+    pub lists: BTreeSet<(usize, usize)>,
 }
 
 impl Model {
@@ -67,15 +84,37 @@ impl Model {
         self.maybe_used.extend(family(number).into_iter().map(|object| (object, now)));
     }
 
-    /// Revisions that wait for their end because what they refer to was deleted, which is back.
-    pub fn may_return(&self, repository: usize, number: usize) -> Vec<usize> {
-        let mut found = Vec::new();
-        let mut open = goes_with(number);
-        while let Some(next) = open.pop() {
-            if self.dead.contains_key(&(repository, next)) {
-                found.push(next);
+    /// Manifests that came with a bundle, into one repository and one set.
+    pub fn import(
+        &mut self,
+        repository: usize,
+        (included, set): (&BTreeSet<usize>, usize),
+        now: Timestamp,
+    ) {
+        for &number in included {
+            self.live.insert((repository, number));
+            self.dead.remove(&(repository, number));
+            let blobs = closure(number).into_iter().filter(|object| number_of(object).is_none());
+            for object in blobs.chain([digest_of(number)]) {
+                self.used.insert(object, now);
             }
-            open.extend(goes_with(next));
+        }
+        let set = self.sets.entry(set).or_insert_with(|| Set { imported: true, ..Set::default() });
+        set.kept = true;
+    }
+
+    /// Revisions that wait for their end because what they belong to or refer to was deleted, which is back.
+    pub fn may_return(
+        &self,
+        repository: usize,
+        numbers: impl IntoIterator<Item = usize>,
+    ) -> BTreeSet<usize> {
+        let mut found = BTreeSet::new();
+        let mut open: Vec<usize> = numbers.into_iter().flat_map(goes_with).collect();
+        while let Some(next) = open.pop() {
+            if self.dead.contains_key(&(repository, next)) && found.insert(next) {
+                open.extend(goes_with(next));
+            }
         }
         found
     }
@@ -89,10 +128,13 @@ impl Model {
         let linked = self.timelines.iter().any(|((of, _), timeline)| {
             *of == repository && timeline.iter().any(|(_, image)| *image == Some(number))
         });
+        let in_set = self.sets.values().any(|set| {
+            set.members.iter().any(|member| (member.0, member.1) == (repository, number))
+        });
         let index = |parent: &(usize, usize)| {
             parent.0 == repository && children(parent.1).contains(&number)
         };
-        linked || self.live.iter().any(index)
+        linked || in_set || self.live.iter().any(index)
     }
 
     /// Revisions that lost a link go, unless something else needs them, and then what was there for them.
@@ -108,6 +150,7 @@ impl Model {
     /// An object waits once, for all repositories, since it lost something last.
     pub fn bury(&mut self, repository: usize, number: usize) {
         self.dead.insert((repository, number), self.now);
+        self.lists.remove(&(repository, number));
         self.wait_again(number);
     }
 
@@ -126,6 +169,28 @@ impl Model {
         self.cut.insert((repository, tag));
         let images: Vec<usize> = timeline.into_iter().filter_map(|(_, image)| image).collect();
         self.unlink(repository, &images);
+    }
+
+    /// What a recording has by its digest alone stays as it would have without the recording.
+    pub fn forget(&mut self, set: usize) {
+        let Some(set) = self.sets.remove(&set) else {
+            return;
+        };
+        for (repository, number, tag) in set.members {
+            if set.imported || tag.is_some() {
+                self.unlink(repository, &[number]);
+            }
+        }
+    }
+
+    /// The revision leaves its repository.
+    pub fn leave(&mut self, repository: usize, number: usize) {
+        self.live.remove(&(repository, number));
+        self.dead.remove(&(repository, number));
+        self.lists.remove(&(repository, number));
+        for set in self.sets.values_mut() {
+            set.members.retain(|member| (member.0, member.1) != (repository, number));
+        }
     }
 
     /// Does a rule speak of the repository, or of something in it?
@@ -157,8 +222,12 @@ impl Model {
     /// What must be here if it was.
     pub fn kept(&self, now: Timestamp) -> BTreeSet<Digest> {
         let images = self.kept_images();
+        let lists = self.lists.intersection(&self.live).map(|(_, number)| *number);
+        let lists = lists.filter(|number| images.contains(number));
+        let lists: Vec<Digest> = lists.filter_map(list_of_referrers).collect();
         let mut kept: BTreeSet<Digest> =
             images.into_iter().flat_map(|number| self.with_referrers(number)).collect();
+        kept.extend(lists);
         let young = self.used.iter().filter(|(_, used)| now.since(**used) + COARSE < YOUNG);
         kept.extend(young.map(|(object, _)| *object));
         kept
@@ -212,7 +281,7 @@ impl Model {
         }
         for (repository, number) in &self.live {
             let name = REPOSITORIES[*repository];
-            let by_digest = format!("{name}@{}", digest(&image(*number)));
+            let by_digest = format!("{name}@{}", digest_of(*number));
             let pinned = self.rules.iter().any(|(_, kind, scope, _)| {
                 *kind == RuleKind::Pin && (*scope == name || *scope == by_digest)
             });
@@ -220,6 +289,8 @@ impl Model {
                 kept.insert(*number);
             }
         }
+        let sets = self.sets.values().filter(|set| set.kept);
+        kept.extend(sets.flat_map(|set| set.members.iter().map(|member| member.1)));
         kept
     }
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use roadstead::metadata::{RepositoryKey, SetKind, SetMember};
 use serde_json::{Value, json};
 
-use crate::support::content::{Image, fallback_tag, sha256};
-use crate::support::fake::{Fake, Then, When};
+use crate::support::content::{Blob, Image, MIB, fallback_tag, sha256};
+use crate::support::fake::{Edit, Fake, Fault, Then, When};
+use crate::support::gate::Gate;
 use crate::support::pull::{is_hit, is_manifest, pull};
 use crate::support::world::{World, WorldBuilder};
 
@@ -143,6 +144,88 @@ async fn a_host_of_a_family_is_switched_by_its_own_name() {
     ] {
         assert_eq!(refused(&world, "POST", path, status).await, reason, "{path}");
     }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_family_of_hosts_is_switched_as_one() {
+    const IMAGE: &str = "eu.pkg.test/team/app:latest";
+    const PATH: &str = "/v2/eu.pkg.test/team/app/manifests/latest";
+    let (image, moved) = (Image::single("family"), Image::single("family moved"));
+    let fake = Fake::start().await;
+    fake.push(NAME, "latest", &image);
+    let family = format!(
+        "[upstream.\"pkg.test\"]\nurl = \"https://pkg.test\"\npatterns = [\"*.pkg.test\"]\nmirrors = [{:?}]\n",
+        fake.url()
+    );
+    let mut world = builder(&fake).tables(&family).start().await;
+    let latest = || async { world.client().get(PATH).expect(200).await };
+    latest().await;
+    is_hit(&latest().await);
+    let info = admin(&world, "POST", "/offline?upstream=*.PKG.test").await;
+    assert_eq!(info, json!({"configured": false, "all": false, "upstreams": ["*.pkg.test"]}));
+    fake.push(NAME, "latest", &moved);
+    let mark = fake.mark();
+    for _ in 0..2 {
+        world.advance(LATER);
+        let reply = latest().await;
+        is_manifest(&reply, &image);
+        is_hit(&reply);
+    }
+    let told = admin(&world, "GET", &format!("/explain?image={IMAGE}")).await;
+    assert_eq!(told["offline"], true);
+    let why = told["sentences"].to_string();
+    assert!(why.contains("roadstead online '*.pkg.test'"), "{why}");
+    let refresh = format!("/refresh?image={IMAGE}");
+    assert_eq!(refused(&world, "POST", &refresh, 409).await, "offline");
+    // One that nobody has named before is of it; the registry whose table has the pattern is not.
+    is_offline_miss(&world, "/v2/us.pkg.test/a/b/manifests/latest").await;
+    let missed = [("us.pkg.test/a/b:latest".to_owned(), 1, "offline".to_owned())];
+    assert_eq!(wanted(&world).await, missed);
+    fake.since(mark).expect_none("the family is off");
+    let own = admin(&world, "GET", "/explain?image=pkg.test/team/app").await;
+    assert_eq!(own["offline"], false);
+
+    world.restart().await;
+    let mark = fake.mark();
+    is_hit(&world.client().get(PATH).expect(200).await);
+    // A host of it is on again only with it.
+    let info = admin(&world, "DELETE", "/offline?upstream=eu.pkg.test").await;
+    assert_eq!(info["upstreams"], json!(["*.pkg.test"]));
+    is_hit(&world.client().get(PATH).expect(200).await);
+    fake.since(mark).expect_none("the family is off");
+    for (path, status, reason) in [
+        ("/offline?upstream=*.quay.io", 404, "unknown_registry"),
+        ("/offline?upstream=*", 400, "value"),
+        ("/offline?upstream=*.test", 400, "value"),
+        ("/offline?upstream=*.pkg.test/a", 400, "value"),
+    ] {
+        assert_eq!(refused(&world, "POST", path, status).await, reason, "{path}");
+    }
+    let info = admin(&world, "DELETE", "/offline?upstream=*.pkg.test").await;
+    assert_eq!(info["upstreams"], json!([]));
+    is_manifest(&world.client().get(PATH).expect(200).await, &moved);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_family_that_is_offline_by_the_configuration_is_told_by_its_pattern() {
+    let fake = Fake::start().await;
+    let family = "patterns = [\"*.pkg.test\"]\noffline = true\n";
+    let mut world = builder(&fake).upstream_with("pkg.test", &fake, family).start().await;
+    let names = json!(["*.pkg.test", "pkg.test"]);
+    assert_eq!(admin(&world, "GET", "/offline").await["upstreams"], names);
+    let info = admin(&world, "DELETE", "/offline?upstream=*.pkg.test").await;
+    assert_eq!(info["upstreams"], names, "what the configuration says stays said");
+    let told = admin(&world, "GET", "/explain?image=eu.pkg.test/a/b").await;
+    assert!(told["sentences"].to_string().contains("by the configuration"), "{told}");
+    // A switch outlives its table, and can be taken back then.
+    let switch = "/offline?upstream=*.pkg.test";
+    admin(&world, "POST", switch).await;
+    world.restart_with(|builder| builder.without_upstream("pkg.test")).await;
+    assert_eq!(refused(&world, "POST", switch, 404).await, "unknown_registry");
+    assert_eq!(admin(&world, "DELETE", switch).await["upstreams"], json!([]));
+    assert_eq!(refused(&world, "DELETE", switch, 404).await, "unknown_registry");
     world.finish().await;
 }
 
@@ -375,5 +458,41 @@ async fn a_set_that_is_not_pinned_keeps_rows_and_no_bytes() {
     {
         assert_eq!(refused(&world, method, path, 404).await, "set", "{method} {path}");
     }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_download_that_runs_is_finished_and_nothing_else_is_asked_for() {
+    const SIZE: u64 = 3 * MIB;
+    let running = Blob::synthetic(91, SIZE);
+    let image = Image::build("offline half-way").layer(running.clone()).layers(1).finish();
+    let blobs = image.all_blobs();
+    let other = blobs.iter().find(|blob| blob.digest != running.digest).expect("another one");
+    let fake = Fake::start().await;
+    fake.push(NAME, "latest", &image);
+    let world = builder(&fake).start().await;
+    world.client().manifest(NAME, "latest").expect(200).await;
+    let gate = Gate::new();
+    let about = || When::blob().get().about(&running.digest);
+    // It is held, and breaks soon after that.
+    let faults = [Fault::GateAt(MIB, gate.clone()), Fault::CloseAt(MIB + MIB / 2)];
+    let broken = fake.rule(about().once(), Then::Alter(faults.map(Edit::Fault).into()));
+    let client = world.client();
+    let body = client.blob(NAME, &running.digest).open().await;
+    gate.reached().await;
+    admin(&world, "POST", "/offline?upstream=docker.io").await;
+    let mark = fake.mark();
+    for digest in [&running.digest, &other.digest] {
+        is_offline_miss(&world, &format!("/v2/{NAME}/blobs/{digest}")).await;
+    }
+    fake.since(mark).expect_none("what does not run is not begun");
+    gate.open();
+    body.hashed().await.is_whole(&running.digest, SIZE);
+    broken.expect_hit();
+    world.downloads_over().await;
+    let asked = fake.since(mark);
+    asked.about(&running.digest).gets().expect(1, "the rest of what broke");
+    assert_eq!(asked.about(&running.digest).len(), asked.len(), "{}", asked.lines());
+    world.client().blob(NAME, &running.digest).expect(200).await;
     world.finish().await;
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::support::client::Client;
-use crate::support::content::{Image, sha256};
-use crate::support::fake::Fake;
-use crate::support::gate::within;
+use crate::support::client::{Client, End, Response};
+use crate::support::content::{Blob, Image, MIB, sha256};
+use crate::support::fake::{Fake, Then, When};
+use crate::support::gate::{Gate, within};
 use crate::support::product::{RowFault, RowPlan};
 use crate::support::pull::{pull, pull_by_head};
 use crate::support::world::{World, WorldBuilder};
@@ -412,6 +412,88 @@ async fn a_full_disk_fails_no_pull_and_the_story_says_what_is_not_in_the_set() {
 }
 
 #[tokio::test]
+async fn what_is_in_no_row_is_not_forgotten_when_nobody_waits_for_the_end() {
+    let image = Image::single("no room, no patience");
+    let fake = Fake::start().await;
+    fake.push(APP, "latest", &image);
+    let world = builder(&fake).set("min_free", "\"1000TiB\"").start().await;
+    start(&world, "name=full").await;
+    pull(&world.client(), APP, "latest", &image).await;
+    for _time in 0..2 {
+        let gate = Gate::new();
+        let rule = fake.rule(When::manifest().get(), Then::hold(&gate));
+        let path = "/api/v1/records/stop?name=full&fetch=true";
+        let told = || {
+            let lines = world.log_lines();
+            lines.iter().filter(|line| line.contains("nobody waited for the end")).count()
+        };
+        let before = told();
+        let story = world.admin().request("POST", path).open().await;
+        gate.reached().await;
+        drop(story);
+        within("the end to be given up", async {
+            while told() == before {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        fake.remove(&rule);
+        gate.open();
+    }
+    let ended = stop(&world, "name=full&fetch=true").await;
+    assert_eq!(ended.fate("docker.io/team/app:latest"), "failed");
+    let left = ended.of("left_out").next().expect("something is left out");
+    assert_eq!(left["what"], format!("docker.io/team/app:latest@{}", image.digest));
+    // Once it was told it is not told again.
+    stop(&world, "name=full&fetch=true").await.is_whole(0);
+    world.finish().await;
+}
+
+/// As a bundle on another roadstead, which asks nobody.
+async fn carried(bundle: &Response) -> World {
+    let fake = Fake::start().await;
+    let island = builder(&fake).set("offline", "true").start().await;
+    let request = island.admin().request("POST", "/api/v1/import?set=carried");
+    let told = request.body(bundle.body.clone()).expect(200).await.text();
+    let last: Value = serde_json::from_str(told.lines().last().expect("a story")).expect("JSON");
+    assert_eq!((&last["event"], &last["failed"]), (&json!("ended"), &json!(0)), "{told}");
+    island
+}
+
+#[tokio::test]
+async fn a_set_is_written_out_while_it_is_recorded_and_goes_on() {
+    // Large enough that it is not all on its way when its first byte arrives.
+    let early = Image::build("early").layer(Blob::synthetic(81, 16 * MIB)).finish();
+    let late = Image::single("late");
+    let (_fake, world) = world_of(&[(APP, "latest", &early), (DB, "1", &late)]).await;
+    start(&world, "name=live").await;
+    pull(&world.client(), APP, "latest", &early).await;
+    noted(&world, "live", 1).await;
+    world.downloads_over().await;
+    let order = json!({ "sets": ["live"] }).to_string();
+    let export = || world.admin().request("POST", "/api/v1/export").body(order.clone());
+    let mut bundle = export().open().await;
+    let begun = bundle.take(1000).await;
+    pull(&world.client(), "db", "1", &late).await;
+    noted(&world, "live", 2).await;
+    world.downloads_over().await;
+    let mut rest = bundle.rest().await;
+    assert_eq!(rest.end, End::Clean);
+    rest.body = [begun, rest.body].concat().into();
+    let island = carried(&rest).await;
+    pull(&island.client(), APP, "latest", &early).await;
+    assert_eq!(island.client().manifest("db", "1").send().await.status, 404);
+    island.finish().await;
+    // It was not ended by that, and what came meanwhile is in it.
+    let island = carried(&export().expect(200).await).await;
+    pull(&island.client(), APP, "latest", &early).await;
+    pull(&island.client(), "db", "1", &late).await;
+    island.finish().await;
+    stop(&world, "name=live&fetch=true").await.is_whole(2);
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn what_upstream_does_not_have_fails_its_image_only() {
     let (gone, good) = (Image::single("half gone"), Image::single("all there"));
     let (fake, world) = world_of(&[(APP, "latest", &gone), (DB, "1", &good)]).await;
@@ -456,7 +538,7 @@ async fn orders_that_make_no_sense_are_refused() {
     let (_fake, world) = world_of(&[]).await;
     start(&world, "name=once").await;
     for (path, status, reason) in [
-        ("/records?name=once", 404, "set"),
+        ("/records?name=once", 409, "set_exists"),
         ("/records?name=other&upstream=quay.io", 404, "unknown_registry"),
         ("/records?name=other&client=10.0.0.0/33", 400, "query"),
         ("/records?name=other&client=host", 400, "query"),
@@ -480,7 +562,8 @@ async fn orders_that_make_no_sense_are_refused() {
     stop(&world, "name=r1").await.is_whole(0);
     start(&world, "name=r16").await;
     stop(&world, "name=r2").await.is_whole(0);
-    let error = post(&world, "/records?name=r1", 404).await["error"].clone();
+    let error = post(&world, "/records?name=r1", 409).await["error"].clone();
+    assert_eq!(error["reason"], "set_exists", "{error}");
     assert!(error["message"].as_str().is_some_and(|text| text.contains("set rm")), "{error}");
     world.finish().await;
 }

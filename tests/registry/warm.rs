@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use crate::support::client::Response;
 use crate::support::content::{Blob, Image, OCI_LAYER, fallback_tag, noise};
 use crate::support::fake::{Fake, Kind, Then, When};
-use crate::support::gate::Gate;
-use crate::support::pull::{is_blob, is_manifest};
+use crate::support::gate::{Gate, within};
+use crate::support::pull::{is_blob, is_manifest, pull};
 use crate::support::world::{World, WorldBuilder};
 
 const NAME: &str = "team/app";
@@ -271,6 +271,53 @@ async fn a_blob_that_breaks_off_goes_on_where_it_stopped() {
     assert_eq!((fates(&images), &report["bytes"]), (vec!["fetched"], &json!(layer.len())));
     let brought = fake.blob_bytes(&layer.digest) - before;
     assert!(brought < layer.len() / 2, "{brought} bytes came although most were here");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_dies_half_way_fails_what_it_owes_and_the_next_order_goes_on() {
+    const LARGE: usize = 3_000_000;
+    let fake = Fake::start().await;
+    let large = Blob::new(OCI_LAYER, noise("dies", LARGE));
+    let (first, second) = (Image::single("before it dies"), Image::single("after it died"));
+    let third = Image::build("when it dies").layer(large.clone()).finish();
+    fake.push("team/first", "v1", &first);
+    fake.push("team/second", "v1", &second);
+    fake.push(NAME, "v1", &third);
+    let world = builder(&fake).start().await;
+    warm(&world, "", "team/first:v1").await;
+    let gate = Gate::new();
+    fake.rule(When::blob().get().about(&large.digest).once(), Then::gate_at(2_000_000, &gate));
+    let held = Gate::new();
+    fake.rule(When::manifest().repository("team/second").once(), Then::hold(&held));
+    let list = format!("team/first:v1\n{NAME}:v1\nteam/second:v1\n");
+    let dying = async {
+        gate.reached().await;
+        held.reached().await;
+        fake.stop().await;
+        gate.open();
+        held.open();
+    };
+    let ((images, report), ()) = tokio::join!(warm(&world, "", &list), dying);
+    assert_eq!(fates(&images), ["failed", "here", "failed"], "{images:?}");
+    assert!(reason(&images[0]).contains("1 object is missing"), "{images:?}");
+    assert!(!reason(&images[2]).is_empty(), "{images:?}");
+    assert_eq!((&report["failed"], &report["images"]), (&json!(2), &json!(3)));
+
+    // It is left alone for a while, which no order waits for; then the next one brings what is missing and no more.
+    fake.switch_on().await;
+    let before = fake.blob_bytes(&large.digest);
+    within("the upstream to be asked again", async {
+        while warm(&world, "", &list).await.1["failed"] != json!(0) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    let brought = fake.blob_bytes(&large.digest) - before;
+    assert!(brought < large.len() / 2, "{brought} bytes came although most were here");
+    for (name, image) in [("team/first", &first), ("team/second", &second), (NAME, &third)] {
+        pull(&world.client(), name, "v1", image).await;
+    }
     world.finish().await;
 }
 
