@@ -298,10 +298,15 @@ impl World {
         self.product().ask(repository, asked)
     }
 
+    /// Tasks of the product that are alive now.
+    pub fn tasks(&self) -> usize {
+        self.product().tasks()
+    }
+
     /// Waits until no more tasks are alive than this.
     pub async fn tasks_at_most(&self, count: usize) {
         within("the tasks of the product to end", async {
-            while self.product().tasks() > count {
+            while self.tasks() > count {
                 tokio::task::yield_now().await;
             }
         })
@@ -317,7 +322,7 @@ impl World {
             // The connection ends with its client, which takes some turns.
             for _ in 0..10 {
                 tokio::task::yield_now().await;
-                fewest = fewest.min(self.product().tasks());
+                fewest = fewest.min(self.tasks());
             }
         }
         fewest
